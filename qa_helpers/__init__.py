@@ -1,0 +1,1 @@
+"""Helpers for the course: data, training and evaluation of question-answering models."""
