@@ -1,0 +1,263 @@
+"""Question-answering data in SQuAD's form: CourseQA from the package, SQuAD 1.1 from a folder or the Hub, own files.
+
+What a row looks like (the columns of `rajpurkar/squad`)::
+
+    id        "56be4db0acb8001400a502ec"
+    title     "Super_Bowl_50"                               the article
+    context   "Super Bowl 50 was an American football ..."  the passage
+    question  "Which NFL team represented the AFC ...?"
+    answers   {"text": ["Denver Broncos", ...], "answer_start": [177, ...]}   one entry an annotator; characters
+
+Source: Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text", arXiv:1606.05250.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qa_helpers.files import CourseError, read_json
+
+ASSETS = Path(__file__).parent / "assets"
+HUB_NAME = {"squad": "rajpurkar/squad"}  # the bare name "squad" no longer loads
+FILE_NAMES = {"train": ("train-v1.1.json", "train.json"), "validation": ("dev-v1.1.json", "dev.json")}
+
+Split = Literal["train", "validation"]
+Sampling = Literal["first", "random"]
+
+
+class DataError(CourseError):
+    """A data set that cannot be found or is not in SQuAD's form."""
+
+
+# ---- the file format -------------------------------------------------------------------------------------------
+_Text = Annotated[str, Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Answer(_Strict):
+    text: _Text
+    answer_start: Annotated[int, Field(ge=0)]
+
+
+class _Question(_Strict):
+    id: _Text
+    question: _Text
+    answers: Annotated[list[_Answer], Field(min_length=1)]
+
+
+class _Paragraph(_Strict):
+    context: _Text
+    qas: list[_Question]
+
+
+class _Article(_Strict):
+    title: str
+    paragraphs: list[_Paragraph]
+
+
+class _File(_Strict):
+    data: list[_Article]
+
+
+def read_squad_file(path: Path | str) -> list[dict[str, Any]]:
+    """Read one SQuAD 1.1 JSON file into rows (see the module's head), checking every one.
+
+    Raises:
+        DataError: naming the file, the article, the question's id and what is wrong, if the file does not parse,
+            lacks a field, holds a wrong type or an empty text, repeats an id, or an answer is not where
+            `answer_start` says.
+    """
+    raw = read_json(path, DataError)
+    try:
+        file = _File.model_validate(raw)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        raise DataError(f"{path}: {_place(raw, first['loc'])}: {first['msg']}") from None
+    except RecursionError:
+        raise DataError(f"{path}: is nested too deeply to be in SQuAD's form") from None
+    rows = list(_rows(file, path))
+    if not rows:
+        raise DataError(f"{path}: holds no question")
+    return rows
+
+
+def _rows(file: _File, path: Path | str) -> Iterator[dict[str, Any]]:
+    seen: set[str] = set()
+    for article in file.data:
+        for paragraph in article.paragraphs:
+            for qa in paragraph.qas:
+                where = f"{path}: article '{article.title}', question '{qa.id}'"
+                if qa.id in seen:
+                    raise DataError(f"{where}: the id is used twice; ids must be unique")
+                seen.add(qa.id)
+                for answer in qa.answers:
+                    _check_answer(answer, paragraph.context, where)
+                yield {
+                    "id": qa.id,
+                    "title": article.title,
+                    "context": paragraph.context,
+                    "question": qa.question,
+                    "answers": {
+                        "text": [answer.text for answer in qa.answers],
+                        "answer_start": [answer.answer_start for answer in qa.answers],
+                    },
+                }
+
+
+def _check_answer(answer: _Answer, context: str, where: str) -> None:
+    start, end = answer.answer_start, answer.answer_start + len(answer.text)
+    if end > len(context):
+        raise DataError(
+            f"{where}: the answer '{_short(answer.text)}' at {start} ends past the context's {len(context)} characters"
+        )
+    if context[start:end] != answer.text:
+        raise DataError(
+            f"{where}: answer_start {start} points at '{_short(context[start:end])}', "
+            f"not at the answer '{_short(answer.text)}'"
+        )
+
+
+def _place(raw: Any, location: tuple[int | str, ...]) -> str:
+    """Where in the file an error lies, as `data[0] 'Title' paragraphs[1] qas[2] 'id' answers`."""
+    words = []
+    for step in location:
+        if isinstance(step, int):
+            words[-1] += f"[{step}]"
+        else:
+            words.append(str(step))
+        inside = isinstance(raw, list) and isinstance(step, int) or isinstance(raw, dict) and step in raw
+        raw = raw[step] if inside else None
+        if isinstance(raw, dict):
+            name = raw.get("title", raw.get("id"))
+            words += [f"'{_short(name)}'"] if isinstance(name, str) else []
+    return " ".join(words) or "the file"
+
+
+def _short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[:most] + "…"
+
+
+# ---- loading by name -------------------------------------------------------------------------------------------
+def load_qa(
+    name: str = "courseqa",
+    split: Split | None = None,
+    limit: int | None = None,
+    sampling: Sampling = "first",
+    seed: int = 0,
+) -> Any:
+    """Load a question-answering data set as a `datasets.Dataset` with SQuAD's columns.
+
+    Args:
+        name: "courseqa" (in the package), "squad" (the folder `$QA_DATA_DIR/squad` if that variable is set, else
+            the Hub's `rajpurkar/squad`), a folder with `train.json` and `dev.json`, or one SQuAD-format JSON file.
+        split: "train" (the default) or "validation"; a single file has no splits.
+        limit: how many questions; all of them if None.
+        sampling: "first" takes `split[:limit]` in file order; "random" draws without replacement by `seed`, and a
+            larger draw with the same seed contains the smaller one.
+        seed: of the random draw.
+
+    Raises:
+        DataError: if the data set is not found (saying where it was looked for and what mends it), does not hold
+            `limit` questions, or is not in SQuAD's form.
+    """
+    import datasets
+
+    from qa_helpers.machine import quiet
+
+    quiet()
+    if split not in (None, "train", "validation"):
+        raise DataError(f"there is no split '{split}'; use 'train' or 'validation'")
+    if sampling not in ("first", "random"):
+        raise DataError(f"there is no sampling '{sampling}'; use 'first' or 'random'")
+    path = find_file(name, split)
+    if path is None:
+        dataset = _load_from_hub(HUB_NAME[name], split or "train")
+    else:
+        dataset = datasets.Dataset.from_list(read_squad_file(path), split=split and datasets.Split(split))
+    return dataset if limit is None else dataset.select(_chosen(len(dataset), limit, sampling, seed, name))
+
+
+def _chosen(size: int, limit: int, sampling: Sampling, seed: int, name: str) -> list[int]:
+    if not 1 <= limit <= size:
+        raise DataError(f"{limit} questions were asked of '{name}', which holds {size} here; ask for 1 to {size}")
+    return list(range(limit)) if sampling == "first" else sample_indices(size, limit, seed)
+
+
+def sample_indices(size: int, limit: int, seed: int) -> list[int]:
+    """`limit` of `range(size)` drawn without replacement; a larger draw with the same seed contains the smaller."""
+    order: list[int] = np.random.default_rng(seed).permutation(size)[:limit].tolist()
+    return order
+
+
+def find_file(name: str, split: Split | None = None) -> Path | None:
+    """The JSON file that `load_qa(name, split)` reads, or None where it asks the Hub.
+
+    Raises:
+        DataError: if `name` is neither a known data set, a folder with the split's file, nor a file.
+    """
+    if name == "courseqa":
+        return _file_in(ASSETS / "courseqa", split)
+    if name == "squad":
+        folder = os.environ.get("QA_DATA_DIR")
+        return _file_in(Path(folder) / "squad", split) if folder else None
+    path = Path(name)
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # a name too long for the file system, or with a null character
+        is_folder = is_file = False
+    if is_folder:
+        return _file_in(path, split)
+    if not is_file:
+        raise DataError(
+            f"there is no data set '{_short(name)}': use 'courseqa', 'squad', a folder with train.json and dev.json, "
+            "or the path of a SQuAD-format JSON file"
+        )
+    if split is not None:
+        raise DataError(f"{name}: a single file has no split '{split}'; leave the split out or give a folder")
+    return path
+
+
+def _file_in(folder: Path, split: Split | None) -> Path:
+    names = FILE_NAMES[split or "train"]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(
+        f"{folder}: holds no {' or '.join(names)}; put the file there"
+        + (", or unset QA_DATA_DIR to use the Hub's copy" if folder.name == "squad" else "")
+    )
+
+
+def _load_from_hub(hub_name: str, split: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(hub_name, split=split)
+    # What an absent network raises changes with the client library (ConnectionError, OfflineModeIsEnabled,
+    # httpx and huggingface_hub errors, FileNotFoundError), and all of it means the same to the user.
+    except Exception as problem:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+        reason = "HF_HUB_OFFLINE is set and it is not in the cache" if offline else type(problem).__name__
+        raise DataError(
+            f"'{hub_name}' could not be loaded from the Hugging Face Hub ({reason}); connect to the network, or set "
+            "QA_DATA_DIR to a folder that holds squad/train-v1.1.json and squad/dev-v1.1.json"
+        ) from problem
+
+
+def fingerprint(dataset: Any) -> str:
+    """16 hexadecimal digits that change with any id, passage, question or answer, or with their order."""
+    digest = hashlib.sha256()
+    for row in dataset:
+        answers = list(zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True))
+        fields = [row["id"], row["context"], row["question"], answers]
+        digest.update(json.dumps(fields, ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]

