@@ -128,13 +128,13 @@ def _check_answer(answer: _Answer, context: str, where: str) -> None:
 
 def _place(raw: Any, location: tuple[int | str, ...]) -> str:
     """Where in the file an error lies, as `data[0] 'Title' paragraphs[1] qas[2] 'id' answers`."""
-    words = []
+    words: list[str] = []
     for step in location:
         if isinstance(step, int):
             words[-1] += f"[{step}]"
         else:
             words.append(str(step))
-        inside = isinstance(raw, list) and isinstance(step, int) or isinstance(raw, dict) and step in raw
+        inside = step in raw if isinstance(raw, dict) else isinstance(raw, list) and isinstance(step, int)
         raw = raw[step] if inside else None
         if isinstance(raw, dict):
             name = raw.get("title", raw.get("id"))

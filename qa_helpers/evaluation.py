@@ -87,7 +87,11 @@ def best_spans(
 
 
 def window_logits(
-    model: nn.Module, windows: Sequence[Window], tokenizer: Any, batch_size: int = BATCH_SIZE, progress: str = "answering"
+    model: nn.Module,
+    windows: Sequence[Window],
+    tokenizer: Any,
+    batch_size: int = BATCH_SIZE,
+    progress: str = "answering",
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """Run the model over windows, those of like length together.
 
@@ -101,7 +105,9 @@ def window_logits(
     with tqdm(total=len(windows), desc=progress, unit="window", leave=False) as bar:
         for at in range(0, len(order), batch_size):
             chosen = order[at : at + batch_size]
-            batch = tokenizer.pad({"input_ids": [], **_columns([windows[i].inputs for i in chosen])}, return_tensors="pt")
+            batch = tokenizer.pad(
+                {"input_ids": [], **_columns([windows[i].inputs for i in chosen])}, return_tensors="pt"
+            )
             with torch.inference_mode(), autocast(device):
                 output = model(**batch.to(device))
             yield chosen, output.start_logits.float(), output.end_logits.float()
@@ -185,7 +191,7 @@ def _losses(
     padding = padding.to(start_logits.device)
     loss = nn.functional.cross_entropy(start_logits.masked_fill(padding, -torch.inf), starts, reduction="none")
     loss = loss + nn.functional.cross_entropy(end_logits.masked_fill(padding, -torch.inf), ends, reduction="none")
-    return (loss / 2).tolist()  # type: ignore[no-any-return]
+    return (loss / 2).tolist()
 
 
 def _merge(

@@ -117,9 +117,7 @@ def load_qa_model(name: str = "minilm", seed: int = 0) -> nn.Module:
     from transformers import AutoModelForQuestionAnswering
 
     set_seed(seed)
-    model, info = _from_pretrained(
-        AutoModelForQuestionAnswering, name, use_safetensors=True, output_loading_info=True
-    )
+    model, info = _from_pretrained(AutoModelForQuestionAnswering, name, use_safetensors=True, output_loading_info=True)
     lacking = sorted(key for key in info["missing_keys"] if not key.startswith("qa_outputs."))
     if lacking:
         raise ModelError(f"'{name}' lacks weights of the encoder ({lacking[0]}, {len(lacking)} in all); choose another")
@@ -177,11 +175,9 @@ def _attention(
 
     options["dropout"] = 0.0
     if query.device.type != "cpu":
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     with torch.autocast("cpu", enabled=False):
-        output, _ = sdpa_attention_forward(
-            module, query.float(), key.float(), value.float(), attention_mask, **options
-        )
+        output, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **options)
     return output.to(query.dtype), None
 
 

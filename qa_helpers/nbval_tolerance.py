@@ -112,9 +112,7 @@ def _parse_tag(tag: str) -> Tolerance:
 # ---- comparison ----------------------------------------------------------------------------------------
 
 
-def snap(
-    stored: Any, new: Any, tolerance: Tolerance, misses: list[str] | None = None, label: str = ""
-) -> Any:
+def snap(stored: Any, new: Any, tolerance: Tolerance, misses: list[str] | None = None, label: str = "") -> Any:
     """`new`, with each float that is within tolerance of its stored partner replaced by that partner.
 
     Takes texts, numbers, and dicts and lists of them; the result equals `stored` exactly if the comparison
@@ -222,9 +220,7 @@ class CourseNotebook(IPyNbFile):
         self.timeout = self.config.option.nbval_cell_timeout
         self.fresh = copy.deepcopy(self.nb)
         self.code_indices = [index for index, cell in enumerate(self.nb.cells) if cell.cell_type == "code"]
-        self.client = self.opened.enter_context(
-            notebook_kernel(self.fresh, self.path.parent, timeout=self.timeout)
-        )
+        self.client = self.opened.enter_context(notebook_kernel(self.fresh, self.path.parent, timeout=self.timeout))
 
     def teardown(self) -> None:
         """Stop the kernel and remove its folder of runs."""
@@ -256,9 +252,7 @@ class CourseCell(IPyNbCell):
                 "The notebook holds no run of this cell to compare with; "
                 f"run `python -m qa_helpers notebooks --refresh {self.parent.nodeid}`."
             )
-        if self.options["check"] and not self.compare_outputs(
-            self.test_outputs, coalesce_streams(self.cell.outputs)
-        ):
+        if self.options["check"] and not self.compare_outputs(self.test_outputs, coalesce_streams(self.cell.outputs)):
             self.raise_cell_error("Cell outputs differ", "\n".join(self.comparison_traceback))
 
     def execute(self) -> list[Any]:
@@ -283,14 +277,10 @@ class CourseCell(IPyNbCell):
 
     def compare_outputs(self, test: list[Any], ref: list[Any], skip_compare: Any = None) -> bool:
         """nbval's comparison after snapping floats within tolerance; the others are listed first."""
-        test, ref = (
-            [output for output in outputs if output.get("name") != "stderr"] for outputs in (test, ref)
-        )
+        test, ref = ([output for output in outputs if output.get("name") != "stderr"] for outputs in (test, ref))
         misses: list[str] = []
         if self.tolerance and len(test) == len(ref):
-            test = [
-                _snap_output(old, new, self.tolerance, misses) for old, new in zip(ref, test, strict=True)
-            ]
+            test = [_snap_output(old, new, self.tolerance, misses) for old, new in zip(ref, test, strict=True)]
         same: bool = super().compare_outputs(test, ref, skip_compare)
         # A table comes as text and as HTML: each number once. nbval may add values that are no text.
         self.comparison_traceback = [*dict.fromkeys(misses), *map(str, self.comparison_traceback)]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import numbers
 import os
 import re
 import threading
@@ -29,13 +28,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-# nbformat, nbclient, nbconvert, psutil and tqdm load on first use: notebooks import this for `publish` alone.
+from qa_helpers.checks import format_figures, published_figures
+from qa_helpers.files import write_atomically
+
+# nbformat, nbclient, nbconvert, psutil and tqdm load on first use: every pytest run imports this module.
 if TYPE_CHECKING:
     import psutil
     from nbclient import NotebookClient
     from nbformat import NotebookNode
 
-FIGURES_MIME = "application/vnd.qa-helpers.figures+json"
 TOLERANCE_TAG = "nbval-tol"  # what the tag means is told in nbval_tolerance
 CELL_TIMEOUT = 900  # seconds; a quick notebook takes under 120 as a whole, so a cell that needs more hangs
 MEMORY_STEP = 0.1  # seconds between two samples of a kernel's memory
@@ -53,51 +54,6 @@ OFFLINE_TEMPLATE = """
 {{ mathjax(resources.mathjax_url) | replace('<script src=', '<script async src=') }}
 {%- endblock -%}
 """
-
-
-# ---- figures -------------------------------------------------------------------------------------------
-
-
-def publish(**figures: float | str) -> None:
-    """Show figures below the cell, as `EM 38.8 · F1 46.1`, and hand them to the closing table.
-
-    Raises TypeError for a figure that is neither a number nor a string.
-    """
-    from IPython.display import display
-
-    plain = {name: _plain_figure(name, value) for name, value in figures.items()}
-    display({FIGURES_MIME: plain, "text/plain": format_figures(plain)}, raw=True)
-
-
-def _plain_figure(name: str, value: object) -> float | str:
-    """`value` as JSON can hold it: NumPy numbers as Python's, nan and infinity as text."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value) if math.isfinite(value) else str(float(value))
-    raise TypeError(f"publish: figure {name!r} is a {type(value).__name__}; give a number or a string.")
-
-
-def format_figures(figures: dict[str, float | str]) -> str:
-    """`figures` in one line; floats always with a decimal point, so that a test tells them from counts."""
-    return " · ".join(f"{name} {_format_figure(value)}" for name, value in figures.items())
-
-
-def _format_figure(value: float | str) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:#.3g}"
-
-
-def published_figures(notebook: NotebookNode) -> dict[str, float | str]:
-    """All figures that the outputs of an executed notebook publish, in the order of its cells."""
-    figures: dict[str, float | str] = {}
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            figures.update(output.get("data", {}).get(FIGURES_MIME, {}))
-    return figures
 
 
 # ---- kernels -------------------------------------------------------------------------------------------
@@ -259,9 +215,7 @@ def describe_failure(error: Exception, timeout: float) -> str:
         return "\n".join(lines[-TRACEBACK_LINES:])
     if isinstance(error, CellTimeoutError):
         return f"The cell ran longer than {timeout:g} seconds; make its work smaller or look for a hang."
-    return (
-        "The kernel died while the cell ran: out of memory, or killed; run the cell alone and watch memory."
-    )
+    return "The kernel died while the cell ran: out of memory, or killed; run the cell alone and watch memory."
 
 
 def forget_outputs(notebook: NotebookNode) -> None:
@@ -302,13 +256,6 @@ def write_html(run: NotebookRun, out: Path) -> None:
     page, _ = exporter.from_notebook_node(run.notebook, {"metadata": {"name": run.path.stem}})
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / f"{run.path.stem}.html", page)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to a file beside `path`, then move it there."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(path)
 
 
 # ---- all notebooks -------------------------------------------------------------------------------------
@@ -361,9 +308,7 @@ def read_notebook(path: Path) -> NotebookNode:
         notebook: NotebookNode = nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises whatever it stumbles over in a file of another kind
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path} cannot be read as a notebook ({reason}); name a Jupyter .ipynb file."
-        ) from error
+        raise ValueError(f"{path} cannot be read as a notebook ({reason}); name a Jupyter .ipynb file.") from error
     return notebook
 
 

@@ -4,6 +4,7 @@ An `Experiment` says everything that decides a result; a `Run` holds it, the mac
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,6 @@ from qa_helpers.data import Sampling, sample_indices
 from qa_helpers.files import CourseError, read_json, write_atomically
 from qa_helpers.statistics import Interval
 
-SCHEMA = 1  # of the record; a later one that reads differently gets the next number
 METRICS = ("string_equality", "exact_match", "f1", "contained")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
@@ -158,7 +158,7 @@ class Timing(_Model):
 class Run(_Model):
     """An experiment and what came of it; as JSON, a record."""
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[1] = 1  # a later schema that reads differently gets the next number
     experiment: Experiment
     machine: dict[str, Any]
     fingerprints: Fingerprints
@@ -192,7 +192,8 @@ def read_record(path: Path | str) -> Run:
     Raises:
         RecordError: naming the file and, where it does not fit the schema, the field.
     """
-    return _parse(Run, path)
+    run: Run = _parse(Run, path)
+    return run
 
 
 def read_experiment(path: Path | str) -> Experiment:
@@ -201,7 +202,8 @@ def read_experiment(path: Path | str) -> Experiment:
     Raises:
         RecordError: naming the file and, where it does not fit the schema, the field.
     """
-    return _parse(Experiment, path)
+    experiment: Experiment = _parse(Experiment, path)
+    return experiment
 
 
 def _parse(kind: Any, path: Path | str) -> Any:
@@ -219,3 +221,44 @@ def write_record(run: Run, path: Path | str) -> None:
     fields = run.model_dump(mode="json").items()
     lines = (f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields)
     write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+# ---- the report ------------------------------------------------------------------------------------------------
+REPORT_MARKS = ("<!-- report -->", "<!-- /report -->")
+
+
+def format_report(runs: Iterable[Run]) -> str:
+    """A Markdown table of runs, a line an evaluation set: scores in percent with 95 % intervals."""
+    lines = [
+        "| run | trained on | questions asked | string equality | EM | F1 | training | device |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in runs:
+        experiment, timing = run.experiment, run.timing
+        size = "all" if experiment.train_size is None else f"{experiment.train_size:,}"
+        trained = f"{size} of {experiment.data}, {experiment.epochs} epochs, batch {experiment.batch_size}"
+        for name, scores in run.scores.items():
+            cells = [
+                experiment.name,
+                trained,
+                f"{name} ({scores.questions:,})",
+                *(str(getattr(scores, metric)) for metric in ("string_equality", "exact_match", "f1")),
+                f"{timing.train_seconds:.0f} s, {timing.train_questions_per_second:.0f} questions/s",
+                f"{run.machine['device_name']}, {run.machine['threads']} threads, {run.machine['precision']}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def replace_report(path: Path | str, report: str) -> None:
+    """Put a report between a text file's marks `<!-- report -->` and `<!-- /report -->`.
+
+    Raises:
+        RecordError: if the file lacks the marks.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    begin, end = REPORT_MARKS
+    if not 0 <= text.find(begin) < text.find(end):
+        raise RecordError(f"{path}: has no line '{begin}' followed by a line '{end}' to put the table between")
+    before, rest = text.split(begin, 1)
+    write_atomically(path, f"{before}{begin}\n{report}\n{end}{rest.split(end, 1)[1]}")

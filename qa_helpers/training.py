@@ -69,7 +69,7 @@ def train(
     trainer = Trainer(
         model=model,
         args=_arguments(settings, folder),
-        train_dataset=training_features(windows),  # type: ignore[arg-type]  # a list serves as a map-style data set
+        train_dataset=training_features(windows),  # a list serves as a map-style data set
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         callbacks=[recorder, _ProgressBar(), _MarkComplete()],
@@ -77,7 +77,7 @@ def train(
     trainer.remove_callback(PrinterCallback)  # it prints each log entry when the Trainer's own bar is off
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     model.eval()
-    log = trainer.state.log_history
+    log: list[dict[str, Any]] = trainer.state.log_history
     return History(
         losses=[(entry["step"], entry["loss"]) for entry in log if "loss" in entry],
         epochs=[entry[EPOCH_KEY] for entry in log if EPOCH_KEY in entry],
@@ -123,11 +123,11 @@ class _Recorder(TrainerCallback):
     def __init__(self, after_epoch: Callable[[nn.Module], dict[str, Any]] | None) -> None:
         self.after_epoch = after_epoch
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, model: nn.Module, **rest: Any) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         if self.after_epoch is None:
             return
         with torch.random.fork_rng():  # scoring must not change what is drawn next
-            scores = self.after_epoch(model)
+            scores = self.after_epoch(rest["model"])
         state.log_history.append({"step": state.global_step, EPOCH_KEY: {"epoch": round(state.epoch), **scores}})
 
 
@@ -147,9 +147,9 @@ class _ProgressBar(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **rest: Any) -> None:
-        if "loss" in logs:
-            self.bar.set_postfix(epoch=f"{state.epoch:.1f}/{args.num_train_epochs}", loss=f"{logs['loss']:.2f}")
+    def on_log(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if "loss" in rest["logs"]:
+            self.bar.set_postfix(epoch=f"{state.epoch:.1f}/{args.num_train_epochs}", loss=f"{rest['logs']['loss']:.2f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.bar.close()

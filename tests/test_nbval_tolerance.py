@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from qa_helpers.nbval_tolerance import Tolerance, parse_tolerance, snap
-from qa_helpers.notebooks import FIGURES_MIME
+from qa_helpers.checks import FIGURES_MIME
 
 TAGGED = ["nbval-tol:rel=0.02;abs=0.001"]
 
@@ -216,16 +216,12 @@ def displayed(**data: object) -> Any:
     return new_output("display_data", {name.replace("__", "/"): value for name, value in data.items()})
 
 
-FIGURE = (
-    "display({'image/png': 'aGVsbG8=', 'image/svg+xml': '<svg>2</svg>', 'text/plain': '<Figure>'}, raw=True)"
-)
+FIGURE = "display({'image/png': 'aGVsbG8=', 'image/svg+xml': '<svg>2</svg>', 'text/plain': '<Figure>'}, raw=True)"
 STORED_FIGURE = new_output(
     "display_data", {"image/png": "d29ybGQ=", "image/svg+xml": "<svg>1</svg>", "text/plain": "<Figure>"}
 )
-PUBLISH = "from qa_helpers.notebooks import publish\npublish(EM=38.8, n=206)"
-PUBLISHED = new_output(
-    "display_data", {FIGURES_MIME: {"EM": 39.0, "n": 206}, "text/plain": "EM 39.0 · n 206"}
-)
+PUBLISH = "from qa_helpers.checks import publish\npublish(EM=38.8, n=206)"
+PUBLISHED = new_output("display_data", {FIGURES_MIME: {"EM": 39.0, "n": 206}, "text/plain": "EM 39.0 · n 206"})
 ENVIRONMENT = """\
 import os
 from pathlib import Path
@@ -262,9 +258,7 @@ BAD = {
         "print('EM 3.4 · F1 46.0')", printed("EM 38.8 · F1 46.1\n"), tags=["nbval-tol:abs=4"]
     ),
     "a number without the tag": cell("print(38.9)", printed("38.8\n")),
-    "an integer under tolerance": cell(
-        "print('206 of 38.8')", printed("207 of 38.8\n"), tags=["nbval-tol:abs=4"]
-    ),
+    "an integer under tolerance": cell("print('206 of 38.8')", printed("207 of 38.8\n"), tags=["nbval-tol:abs=4"]),
     "text under tolerance": cell("print('ok 0.5')", printed("no 0.5\n"), tags=TAGGED),
     "a missing figure": cell("pass", STORED_FIGURE, tags=TAGGED),
     "one published, two stored": cell(PUBLISH, PUBLISHED, PUBLISHED, tags=TAGGED),

@@ -49,11 +49,7 @@ def shown_texts(output: dict[str, Any]) -> Iterator[str]:
         yield "".join(output["text"])
     for mime, data in output.get("data", {}).items():
         if mime not in ("image/png", "image/jpeg"):
-            yield (
-                data
-                if isinstance(data, str)
-                else "".join(map(str, data if isinstance(data, list) else [data]))
-            )
+            yield (data if isinstance(data, str) else "".join(map(str, data if isinstance(data, list) else [data])))
 
 
 # ---- checks --------------------------------------------------------------------------------------------
@@ -95,10 +91,7 @@ def has_no_empty_cells(notebook: Notebook) -> Iterator[str]:
 
 
 def explains_each_cell(notebook: Notebook) -> Iterator[str]:
-    before = {
-        id(cell): previous
-        for previous, cell in zip([None, *notebook["cells"]], notebook["cells"], strict=False)
-    }
+    before = {id(cell): previous for previous, cell in zip([None, *notebook["cells"]], notebook["cells"], strict=False)}
     for name, cell in code_cells(notebook):
         previous = before[id(cell)]
         explained = previous is not None and previous["cell_type"] == "markdown"
@@ -115,9 +108,7 @@ def says_why_outputs_are_ignored(notebook: Notebook) -> Iterator[str]:
 
 def folds_solutions(notebook: Notebook) -> Iterator[str]:
     text = "\n".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
-    without_code = re.sub(
-        r"^(```|~~~).*?^\1", "", text, flags=re.MULTILINE | re.DOTALL
-    )  # a # there is a comment
+    without_code = re.sub(r"^(```|~~~).*?^\1", "", text, flags=re.MULTILINE | re.DOTALL)  # a # there is a comment
     for section in re.split(r"^(?=#{1,6} )", without_code, flags=re.MULTILINE):
         heading, _, body = section.partition("\n")
         is_exercise = heading.startswith("#") and re.search(r"\bexercise\b", heading, re.IGNORECASE)

@@ -14,18 +14,16 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from qa_helpers.checks import FIGURES_MIME, format_figures, publish
 from qa_helpers.notebooks import (
-    FIGURES_MIME,
     execute_notebook,
-    format_figures,
     main,
     notebook_environment,
-    publish,
     read_notebook,
 )
 
 PUBLISH = """\
-from qa_helpers.notebooks import publish
+from qa_helpers.checks import publish
 import numpy as np
 publish(EM=np.float32(38.8125), n=np.int64(206))
 publish(F1=46.06, loss=float("nan"), device="cpu")"""
@@ -209,9 +207,7 @@ def test_dead_and_hanging_kernels_are_told(tmp_path: Path, source: str, message:
     assert not (tmp_path / "after").exists()
 
 
-def test_environment_respects_the_threads_of_the_user(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_environment_respects_the_threads_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert notebook_environment("quick", tmp_path)["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -1,0 +1,192 @@
+"""The command line: python -m qa_helpers check | run | rerun | report | notebooks, each with --help.
+
+Exit codes: 0 done and as expected; 1 done, but something is missing or off; 2 bad input, said in one sentence.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qa_helpers.files import CourseError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["notebooks"]:  # has a parser of its own, and needs neither torch nor transformers
+        from qa_helpers.notebooks import main as run_notebooks
+
+        return run_notebooks(arguments[1:])
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except CourseError as problem:
+        print(f"qa_helpers: {problem}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m qa_helpers", description="Fine-tuning for question answering.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=function)
+        return command
+
+    add("check", check, "Say what this machine can do, what is installed, and which scale suits it.")
+    one = add("run", run, "Run an experiment: train, evaluate, record. A finished one is read back.")
+    one.add_argument("experiment", nargs="?", help="a name that --list shows, or a JSON file that describes one")
+    one.add_argument("--list", action="store_true", help="list the experiments that have names")
+    one.add_argument("--again", action="store_true", help="train again even if there is a result")
+    one.add_argument("--folder", type=Path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
+    one.add_argument("--record", type=Path, help="also write the record to this file")
+    two = add("rerun", rerun, "Run recorded experiments again and compare every score with the recorded one.")
+    two.add_argument("records", nargs="+", metavar="RECORD", type=Path)
+    two.add_argument("--folder", type=Path, help="where to write (default: rerun/ in the runs folder)")
+    three = add("report", report, "Print recorded runs as a Markdown table.")
+    three.add_argument("records", nargs="+", metavar="RECORD", type=Path)
+    three.add_argument("--into", type=Path, help="replace the table between this file's report marks instead")
+    commands.add_parser("notebooks", help="Execute notebooks and write an HTML copy of each (see notebooks --help).")
+    return parser
+
+
+# ---- commands --------------------------------------------------------------------------------------------------
+def run(options: argparse.Namespace) -> int:
+    """Run one experiment and print its scores."""
+    from qa_helpers.experiments import named_experiments, run_experiment
+    from qa_helpers.records import RecordError, format_report, read_experiment, write_record
+
+    named = named_experiments()
+    if options.list:
+        for name, experiment in named.items():
+            size = experiment.train_size or "all"
+            print(f"{name:28} {experiment.data}, {size} questions, {experiment.epochs} epochs, {experiment.model}")
+        return 0
+    if options.experiment is None:
+        raise RecordError("name an experiment that --list shows, or a JSON file that describes one")
+    if options.experiment in named:
+        experiment = named[options.experiment]
+    elif Path(options.experiment).suffix == ".json":
+        experiment = read_experiment(options.experiment)
+    else:
+        raise RecordError(f"there is no experiment '{options.experiment}'; --list shows those that have names")
+    result = run_experiment(experiment, options.folder, options.again)
+    if options.record:
+        write_record(result, options.record)
+    print(format_report([result]))
+    return 0
+
+
+def rerun(options: argparse.Namespace) -> int:
+    """Run records again; 1 if a score is off."""
+    from qa_helpers import experiments
+    from qa_helpers.records import read_record
+
+    worst = 0
+    for record in [read_record(path) for path in options.records]:
+        _, comparisons = experiments.rerun(record, options.folder)
+        print(f"{record.experiment.name} (tolerance {experiments.RERUN_SPREAD} points)")
+        print(f"  {'figure':34} recorded     now")
+        for one in comparisons:
+            print(f"  {one.figure:34} {one.recorded:8.2f} {one.now:7.2f}  {one.verdict}")
+            worst = max(worst, int(one.verdict == "off"))
+    return worst
+
+
+def report(options: argparse.Namespace) -> int:
+    """Print a table of records, or put it into a file."""
+    from qa_helpers.records import format_report, read_record, replace_report
+
+    text = format_report([read_record(path) for path in options.records])
+    if options.into:
+        replace_report(options.into, text)
+    else:
+        print(text)
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Print what this machine can do; 1 if something that the quick scale needs is missing."""
+    lines, complete = machine_report()
+    for name, text in lines:
+        print(f"{name:14} {text}")
+    return 0 if complete else 1
+
+
+def machine_report() -> tuple[list[tuple[str, str]], bool]:
+    """What `check` prints, and whether the quick scale has all that it needs."""
+    from qa_helpers.machine import describe_machine
+    from qa_helpers.models import PACKAGED
+
+    machine = describe_machine()
+    versions = machine["versions"]
+    bf16 = "native: training uses it" if machine["precision"].startswith("bf16") else "not native: training uses fp32"
+    lines = [
+        (
+            "Python",
+            f"{versions['python']}, torch {versions['torch']}, transformers {versions['transformers']}",
+        ),
+        ("device", f"{machine['device']} ({machine['device_name']}), {machine['threads']} threads"),
+        ("memory", f"{machine['memory_gib']} GiB"),
+        ("bfloat16", bf16),
+    ]
+    found = {name: _data_report(name) for name in ("courseqa", "squad")}
+    found |= {name: _model_report(name) for name in PACKAGED}
+    lines += [(name, text) for name, (_, text) in found.items()]
+    lines.append(("Hub", _hub_report()))
+    complete = found["courseqa"][0] and found["minilm"][0]
+    lines.append(("scale", _scale_report(machine["device"], complete, found["squad"][0])))
+    return lines, complete
+
+
+def _data_report(name: str) -> tuple[bool, str]:
+    from qa_helpers.data import HUB_NAME, find_file, load_qa
+
+    try:
+        if find_file(name, "train") is None:
+            return (
+                False,
+                f"no folder given (QA_DATA_DIR is not set); would be loaded from the Hub's {HUB_NAME[name]}",
+            )
+        sizes = {split: len(load_qa(name, split)) for split in ("train", "validation")}
+    except CourseError as problem:
+        return False, f"not usable: {problem}"
+    return True, f"{sizes['train']:,} training and {sizes['validation']:,} validation questions"
+
+
+def _model_report(name: str) -> tuple[bool, str]:
+    from qa_helpers.models import PACKAGED, find_packaged
+
+    try:
+        find_packaged(name)
+    except CourseError as problem:
+        return False, f"not usable: {problem}"
+    return True, f"{PACKAGED[name].source}; sha256 as expected"
+
+
+def _hub_report(seconds: float = 3.0) -> str:
+    import socket
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return "not asked: HF_HUB_OFFLINE is set; only what is in its cache can be loaded"
+    try:
+        socket.create_connection(("huggingface.co", 443), timeout=seconds).close()
+    except OSError:
+        return "not reachable: the quick scale needs no network; other models must be in its cache or a folder"
+    return "reachable"
+
+
+def _scale_report(device: str, complete: bool, squad: bool) -> str:
+    if not complete:
+        return "none yet: the quick scale lacks what is marked above"
+    if device == "cpu":
+        return "quick (the default); class takes about an hour on a CPU and needs SQuAD"
+    return f"class (QA_SCALE=class){'' if squad else ', once SQuAD is there'}; quick works too"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""The course's figures: each shows one thing, says in its title what to see, and names the units on its axes.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qa_helpers.features import Window
+from qa_helpers.records import Run, Score
+
+BLUE, ORANGE, GREEN, PINK, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION)
+
+
+def _axes(title: str, x: str, y: str, ax: Axes | None = None, size: tuple[float, float] = (7, 3.2)) -> Axes:
+    if ax is None:
+        _, ax = plt.subplots(figsize=size, layout="constrained")
+    ax.set(title=title, xlabel=x, ylabel=y)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def losses(runs: Mapping[str, Run], title: str, ax: Axes | None = None) -> Axes:
+    """Training loss by optimizer step, a line a run; the keys are the legend."""
+    ax = _axes(title, "optimizer step", "training loss (nats)", ax)
+    for (label, run), colour in zip(runs.items(), COLOURS, strict=False):
+        ax.plot(*zip(*run.losses, strict=True), color=colour, label=label)
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False)
+    return ax
+
+
+def epochs(run: Run, title: str) -> Figure:
+    """Loss, EM and F1 after every epoch, on training questions (dashed) and on validation questions."""
+    figure, panels = plt.subplots(1, 2, figsize=(8.5, 3.2), layout="constrained")
+    number = [epoch.epoch for epoch in run.epochs]
+    loss = _axes("loss", "epoch", "loss (nats)", panels[0])
+    scores = _axes("EM and F1", "epoch", "score (%)", panels[1])
+    for part, style in (("train", "--"), ("eval", "-")):
+        seen = [getattr(epoch, part) for epoch in run.epochs]
+        label = "training questions" if part == "train" else "validation questions"
+        loss.plot(number, [one.loss for one in seen], style, color=BLUE, marker="o", label=label)
+        scores.plot(number, [one.exact_match for one in seen], style, color=ORANGE, marker="o", label=f"EM, {label}")
+        scores.plot(number, [one.f1 for one in seen], style, color=GREEN, marker="s", label=f"F1, {label}")
+    loss.set_ylim(bottom=0)
+    scores.set_ylim(0, 105)
+    for panel in panels:
+        panel.set_xticks(number)
+        panel.legend(frameon=False, fontsize="small")
+    figure.suptitle(title)
+    return figure
+
+
+def intervals(scores: Mapping[str, Score], title: str, x: str = "score (%)", colour: str = BLUE) -> Axes:
+    """Scores with their 95 % intervals, the first on top."""
+    ax = _axes(title, x, "", size=(7, 0.9 + 0.36 * len(scores)))
+    for place, score in enumerate(scores.values()):
+        ax.plot(
+            [score.low, score.high],
+            [place, place],
+            color=colour,
+            linewidth=3,
+            alpha=0.45,
+            solid_capstyle="butt",
+        )
+        ax.plot(score.value, place, "o", color=colour)
+    ax.set_yticks(range(len(scores)), list(scores))
+    ax.set_ylim(len(scores) - 0.5, -0.5)
+    return ax
+
+
+def bars(counts: Mapping[str, float], title: str, x: str) -> Axes:
+    """Horizontal bars, the first on top, each with its number."""
+    ax = _axes(title, x, "", size=(7, 0.9 + 0.3 * len(counts)))
+    drawn = ax.barh(list(counts), list(counts.values()), color=BLUE)
+    ax.bar_label(drawn, padding=3)
+    ax.invert_yaxis()
+    return ax
+
+
+def histogram(values: Sequence[int], title: str, x: str, marks: Mapping[str, float] | None = None) -> Axes:
+    """How often each value occurs; `marks` are labelled vertical lines."""
+    ax = _axes(title, x, "questions")
+    ax.hist(values, bins=40, color=SKY)
+    for (label, place), colour in zip((marks or {}).items(), (VERMILION, BLUE, GREEN), strict=False):
+        ax.axvline(place, color=colour, linestyle="--", label=label)
+    if marks:
+        ax.legend(frameon=False)
+    return ax
+
+
+def windows(cut: Sequence[Window], title: str) -> Axes:
+    """The windows of one question over its passage: which characters each one reads, and where the answer lies."""
+    ax = _axes(title, "character of the passage", "", size=(7, 1 + 0.4 * len(cut)))
+    for place, window in enumerate(cut):
+        first, last = window.characters(window.first, window.first + len(window.offsets) - 1)
+        ax.barh(place, last - first, left=first, height=0.55, color=SKY, label="read" if place == 0 else None)
+        if window.start:
+            start, end = window.characters(window.start, window.end)
+            ax.barh(place, end - start, left=start, height=0.55, color=VERMILION, label="answer")
+    ax.set_yticks(range(len(cut)), [f"window {number}" for number in range(1, len(cut) + 1)])
+    ax.invert_yaxis()
+    handles = {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    ax.legend(handles.values(), handles.keys(), frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def token_probabilities(tokens: Sequence[str], start: Sequence[float], end: Sequence[float], title: str) -> Axes:
+    """The probability that the answer starts, and that it ends, at each token."""
+    ax = _axes(title, "", "probability", size=(max(7, 0.27 * len(tokens)), 3))
+    place = np.arange(len(tokens))
+    ax.bar(place - 0.2, start, width=0.4, color=BLUE, label="start")
+    ax.bar(place + 0.2, end, width=0.4, color=ORANGE, label="end")
+    ax.set_xticks(place, list(tokens), rotation=90, fontsize="small")
+    ax.legend(frameon=False)
+    return ax
+
+
+def highlight(context: str, start: int, end: int) -> Any:
+    """The passage as HTML with the characters `start` to `end` (exclusive) marked."""
+    from IPython.display import HTML
+
+    before, marked, after = (html.escape(part) for part in (context[:start], context[start:end], context[end:]))
+    mark = f'<mark style="background:{ORANGE};color:black;padding:0 2px">{marked}</mark>'
+    return HTML(f'<p style="max-width:46em;line-height:1.5">{before}{mark}{after}</p>')
