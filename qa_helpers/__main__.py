@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("--folder", type=Path, help="where to write (default: rerun/ in the runs folder)")
     three = add("report", report, "Print recorded runs as a Markdown table.")
     three.add_argument("records", nargs="+", metavar="RECORD", type=Path)
+    three.add_argument("--picture", type=Path, help="also draw EM with intervals, a PNG file")
     three.add_argument("--into", type=Path, help="replace the table between this file's report marks instead")
     commands.add_parser("notebooks", help="Execute notebooks and write an HTML copy of each (see notebooks --help).")
     return parser
@@ -101,7 +102,12 @@ def report(options: argparse.Namespace) -> int:
     """Print a table of records, or put it into a file."""
     from qa_helpers.records import format_report, read_record, replace_report
 
-    text = format_report([read_record(path) for path in options.records])
+    records = [read_record(path) for path in options.records]
+    text = format_report(records)
+    if options.picture:
+        from qa_helpers.plots import save_report_picture
+
+        save_report_picture(records, options.picture)
     if options.into:
         replace_report(options.into, text)
     else:

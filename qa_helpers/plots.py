@@ -4,7 +4,8 @@ Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -21,8 +22,11 @@ COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION)
 
 def _axes(title: str, x: str, y: str, ax: Axes | None = None, size: tuple[float, float] = (7, 3.2)) -> Axes:
     if ax is None:
-        _, ax = plt.subplots(figsize=size, layout="constrained")
-    ax.set(title=title, xlabel=x, ylabel=y)
+        figure, ax = plt.subplots(figsize=size, layout="constrained")
+        figure.suptitle(title, fontsize="medium")  # over the whole width: beside long labels an axes' own is cut
+    else:
+        ax.set_title(title, fontsize="medium")
+    ax.set(xlabel=x, ylabel=y)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
@@ -54,7 +58,7 @@ def epochs(run: Run, title: str) -> Figure:
     for panel in panels:
         panel.set_xticks(number)
         panel.legend(frameon=False, fontsize="small")
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize="medium")
     return figure
 
 
@@ -74,6 +78,20 @@ def intervals(scores: Mapping[str, Score], title: str, x: str = "score (%)", col
     ax.set_yticks(range(len(scores)), list(scores))
     ax.set_ylim(len(scores) - 0.5, -0.5)
     return ax
+
+
+def save_report_picture(runs: Iterable[Run], path: Path | str) -> None:
+    """The README's picture: EM of recorded runs by the questions that were asked, as a PNG file."""
+    runs = list(runs)
+    scores = {
+        f"{label} ({runs[0].scores[name].questions:,}), seed {run.experiment.seed}": run.scores[name].exact_match
+        for name, label in (("first-500", "validation[:500]"), ("random-500", "random draw"), ("all", "all"))
+        for run in runs
+    }
+    size = runs[0].experiment.train_size
+    intervals(scores, f"MiniLM after {size:,} SQuAD questions: EM depends on the questions asked", "EM (%)")
+    plt.savefig(path, dpi=110, metadata={"Software": None})  # no version in the file: the same run, the same bytes
+    plt.close()
 
 
 def bars(counts: Mapping[str, float], title: str, x: str) -> Axes:
@@ -130,3 +148,14 @@ def highlight(context: str, start: int, end: int) -> Any:
     before, marked, after = (html.escape(part) for part in (context[:start], context[start:end], context[end:]))
     mark = f'<mark style="background:{ORANGE};color:black;padding:0 2px">{marked}</mark>'
     return HTML(f'<p style="max-width:46em;line-height:1.5">{before}{mark}{after}</p>')
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    """A table as Markdown, for notebooks; floats to one decimal, so that tests can tell them from counts."""
+    from IPython.display import Markdown
+
+    def cell(value: Any) -> str:
+        return f"{value:.1f}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+
+    lines = [header, ["---"] * len(header), *rows]
+    return Markdown("\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines))

