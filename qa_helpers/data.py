@@ -95,7 +95,7 @@ def _rows(file: _File, path: Path | str) -> Iterator[dict[str, Any]]:
     for article in file.data:
         for paragraph in article.paragraphs:
             for qa in paragraph.qas:
-                where = f"{path}: article '{article.title}', question '{qa.id}'"
+                where = f"{path}: article '{_short(article.title)}', question '{_short(qa.id)}'"
                 if qa.id in seen:
                     raise DataError(f"{where}: the id is used twice; ids must be unique")
                 seen.add(qa.id)
@@ -117,7 +117,8 @@ def _check_answer(answer: _Answer, context: str, where: str) -> None:
     start, end = answer.answer_start, answer.answer_start + len(answer.text)
     if end > len(context):
         raise DataError(
-            f"{where}: the answer '{_short(answer.text)}' at {start} ends past the context's {len(context)} characters"
+            f"{where}: the answer '{_short(answer.text)}' at {_short(str(start))} ends past the context's "
+            f"{len(context)} characters"
         )
     if context[start:end] != answer.text:
         raise DataError(
@@ -209,30 +210,25 @@ def find_file(name: str, split: Split | None = None) -> Path | None:
     if name == "squad":
         folder = os.environ.get("QA_DATA_DIR")
         return _file_in(Path(folder) / "squad", split) if folder else None
-    path = Path(name)
-    try:
-        is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError):  # a name too long for the file system, or with a null character
-        is_folder = is_file = False
-    if is_folder:
-        return _file_in(path, split)
-    if not is_file:
+    if os.path.isdir(name):  # unlike Path.is_dir, False also for a name too long for the file system
+        return _file_in(Path(name), split)
+    if not os.path.isfile(name):
         raise DataError(
             f"there is no data set '{_short(name)}': use 'courseqa', 'squad', a folder with train.json and dev.json, "
             "or the path of a SQuAD-format JSON file"
         )
     if split is not None:
         raise DataError(f"{name}: a single file has no split '{split}'; leave the split out or give a folder")
-    return path
+    return Path(name)
 
 
 def _file_in(folder: Path, split: Split | None) -> Path:
     names = FILE_NAMES[split or "train"]
     for name in names:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return folder / name
     raise DataError(
-        f"{folder}: holds no {' or '.join(names)}; put the file there"
+        f"{_short(str(folder), 300)}: holds no {' or '.join(names)}; put the file there"
         + (", or unset QA_DATA_DIR to use the Hub's copy" if folder.name == "squad" else "")
     )
 

@@ -18,6 +18,7 @@ from qa_helpers.data import DataError
 
 MAX_LENGTH = 384  # tokens a window; BERT's choice for SQuAD
 STRIDE = 128  # tokens that consecutive windows of one passage share; likewise
+CHUNK = 500  # questions tokenized at once: the tokenizer's own objects take far more memory than the windows
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,16 @@ def make_windows(
         DataError: if a question is so long that no passage fits beside it.
     """
     rows = list(rows)
-    if not rows:
-        return []
-    _check_lengths(rows, tokenizer, max_length, stride)
+    windows = []
+    for at in range(0, len(rows), CHUNK):
+        chunk = rows[at : at + CHUNK]
+        _check_lengths(chunk, tokenizer, max_length, stride)
+        windows += _cut(chunk, at, tokenizer, max_length, stride)
+    return windows
+
+
+def _cut(rows: list[dict[str, Any]], number: int, tokenizer: Any, max_length: int, stride: int) -> list[Window]:
+    """The windows of some questions, of which the first has this number in the data set."""
     encoded = tokenizer(
         [row["question"] for row in rows],
         [row["context"] for row in rows],
@@ -75,20 +83,34 @@ def make_windows(
         return_offsets_mapping=True,
     )
     names = [name for name in tokenizer.model_input_names if name in encoded]
+    places = encoded["overflow_to_sample_mapping"]
+    passages = [_passage(encoded, i) for i in range(len(places))]
     windows = []
-    for i, question in enumerate(encoded["overflow_to_sample_mapping"]):
-        sequence = encoded.sequence_ids(i)
-        passage = [position for position, part in enumerate(sequence) if part == 1]
-        first = passage[0] if passage else len(sequence)
-        offsets = np.array(encoded["offset_mapping"][i][first : first + len(passage)]).reshape(-1, 2)
-        start, end = _answer_tokens(rows[question].get("answers"), offsets, first)
-        windows.append(Window(question, {n: encoded[n][i] for n in names}, first, offsets, start, end))
+    for i, place in enumerate(places):
+        first, offsets = passages[i]
+        # An answer is whole here between the end of the token before this window and the start of the one after it.
+        low, high = 0, len(rows[place]["context"])
+        if i and places[i - 1] == place:
+            low = passages[i - 1][1][-stride - 1, 1]
+        if i + 1 < len(places) and places[i + 1] == place:
+            high = passages[i + 1][1][stride, 0]
+        start, end = _answer_tokens(rows[place].get("answers"), offsets, first, low, high)
+        windows.append(Window(number + place, {n: encoded[n][i] for n in names}, first, offsets, start, end))
     return windows
+
+
+def _passage(encoded: Any, i: int) -> tuple[int, np.ndarray]:
+    """The position of the first passage token in window `i`, and the passage tokens' offsets."""
+    sequence = encoded.sequence_ids(i)
+    count = sequence.count(1)
+    first = sequence.index(1) if count else len(sequence)
+    return first, np.array(encoded["offset_mapping"][i][first : first + count]).reshape(-1, 2)
 
 
 def _check_lengths(rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int, stride: int) -> None:
     most = max_length - stride - tokenizer.num_special_tokens_to_add(pair=True) - 1
-    for row, ids in zip(rows, tokenizer([r["question"] for r in rows], truncation=False)["input_ids"], strict=True):
+    questions = tokenizer([row["question"] for row in rows], truncation=False, add_special_tokens=False)
+    for row, ids in zip(rows, questions["input_ids"], strict=True):
         if len(ids) > most:
             raise DataError(
                 f"question '{row.get('id', row['question'][:40])}' is {len(ids)} tokens long; windows of {max_length} "
@@ -96,18 +118,20 @@ def _check_lengths(rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: i
             )
 
 
-def _answer_tokens(answers: dict[str, list[Any]] | None, offsets: np.ndarray, first: int) -> tuple[int, int]:
-    """Positions of the first answer's first and last token, (0, 0) if it does not lie whole in the window."""
-    if not answers or not len(offsets):
+def _answer_tokens(
+    answers: dict[str, list[Any]] | None, offsets: np.ndarray, first: int, low: int, high: int
+) -> tuple[int, int]:
+    """Positions of the first answer's first and last token, (0, 0) if it is not within characters `low` to `high`."""
+    if not answers:
         return 0, 0
     begin = answers["answer_start"][0]
     end = begin + len(answers["text"][0])
-    if begin < offsets[0, 0] or end > offsets[-1, 1]:
+    if begin < low or end > high:
         return 0, 0
-    # The last token that starts at or before the answer's first character, the first that reaches its last one.
-    start_token = int(np.searchsorted(offsets[:, 0], begin, side="right")) - 1
-    end_token = int(np.searchsorted(offsets[:, 1], end, side="left"))
-    return first + start_token, first + max(start_token, end_token)
+    # The first token that ends after the answer's first character, the last that starts before its end.
+    start_token = int(np.searchsorted(offsets[:, 1], begin, side="right"))
+    end_token = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
+    return (first + start_token, first + end_token) if start_token <= end_token else (0, 0)
 
 
 def training_features(windows: Iterable[Window]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ where, and what to do about it.
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,9 @@ from typing import Any, NoReturn
 
 class CourseError(ValueError):
     """Base of the package's errors; its text is one sentence for the user."""
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character beyond U+FFFF, as JSON escapes it
 
 
 def read_json(path: Path | str, error: type[CourseError] = CourseError) -> Any:
@@ -34,9 +38,15 @@ def read_json(path: Path | str, error: type[CourseError] = CourseError) -> Any:
     except (OSError, ValueError) as problem:  # ValueError: a null character in the path
         fail(f"cannot be read: {getattr(problem, 'strerror', None) or problem}")
     try:
-        return json.loads(text, parse_constant=lambda name: fail(f"holds {name}, which is not JSON"))
+        value = json.loads(text, parse_constant=lambda name: fail(f"holds {name}, which is not JSON"))
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # fails if a half stands alone: that is no text
+        return value
     except json.JSONDecodeError as problem:
         fail(f"is not valid JSON at line {problem.lineno}, column {problem.colno}: {problem.msg}")
+    except UnicodeEncodeError as problem:
+        before, half = problem.object[max(0, problem.start - 40) : problem.start], problem.object[problem.start]
+        fail(f"holds half a character, {ascii(half)[1:-1]}, after {before!r}")
     except RecursionError:
         fail("is nested too deeply to be a data file of this course")
     except ValueError as problem:

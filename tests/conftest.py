@@ -1,0 +1,46 @@
+"""What the tests share: no network, no progress bars, one thread, and a few things that are slow to make."""
+
+import os
+from pathlib import Path
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("course", deadline=None)  # a busy machine is no reason to fail
+settings.load_profile("course")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from qa_helpers.models import load_tokenizer
+
+    return load_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def course():
+    """CourseQA's training questions, as rows."""
+    from qa_helpers.data import ASSETS, read_squad_file
+
+    return read_squad_file(ASSETS / "courseqa" / "train.json")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A runs folder with one finished run, "finished", which no test changes; and the run."""
+    from qa_helpers.experiments import run_experiment
+    from qa_helpers.records import EvalSet, Experiment
+
+    folder: Path = tmp_path_factory.mktemp("runs")
+    experiment = Experiment(
+        name="finished",
+        train_size=16,
+        evaluations={"first": EvalSet(limit=12), "drawn": EvalSet(limit=12, sampling="random")},
+        epochs=1,
+        learning_rate=5e-4,
+        probe_size=4,
+    )
+    return folder, run_experiment(experiment, folder)

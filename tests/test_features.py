@@ -1,0 +1,191 @@
+"""Windows: none too long, none of the passage lost, the overlap as asked, and labels that cover the answer."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from qa_helpers.data import DataError, load_qa
+from qa_helpers.features import MAX_LENGTH, STRIDE, make_windows, training_features
+
+
+def row(context, question="Who?", text=None, start=None):
+    answers = {} if text is None else {"answers": {"text": [text], "answer_start": [start]}}
+    return {"id": "q", "question": question, "context": context, **answers}
+
+
+def check_windows(rows, tokenizer, max_length, stride):
+    """All that holds for windows of any rows; returns them by question."""
+    by_question = [[] for _ in rows]
+    for window in make_windows(rows, tokenizer, max_length, stride):
+        by_question[window.question].append(window)
+    for one, windows in zip(rows, by_question, strict=True):
+        alone = tokenizer(one["context"], add_special_tokens=False, return_offsets_mapping=True)
+        question = tokenizer(one["question"], add_special_tokens=False)["input_ids"]
+        covered = []
+        for window in windows:
+            ids = window.inputs["input_ids"]
+            passage = ids[window.first : window.first + len(window.offsets)]
+            assert len(window) == len(ids) <= max_length
+            assert ids == [tokenizer.cls_token_id, *question, tokenizer.sep_token_id, *passage, tokenizer.sep_token_id]
+            covered.append(list(zip(passage, map(tuple, window.offsets.tolist()), strict=True)))
+        joined = covered[0]
+        for window, part in zip(windows[:-1], covered[1:], strict=True):
+            assert len(window) == max_length  # only the last is shorter
+            assert joined[len(joined) - stride :] == part[:stride]
+            joined += part[stride:]
+        assert joined == list(zip(alone["input_ids"], alone["offset_mapping"], strict=True))
+    return by_question
+
+
+def check_labels(one, windows):
+    """Every window that holds the answer's tokens has exactly these as labels, every other [CLS]; one has them."""
+    text, begin = one["answers"]["text"][0], one["answers"]["answer_start"][0]
+    end = begin + len(text)
+    every = sorted({tuple(offset) for window in windows for offset in window.offsets.tolist()})
+    needed = [(a, b) for a, b in every if a < end and b > begin]
+    holding = 0
+    for window in windows:
+        offsets = [tuple(offset) for offset in window.offsets.tolist()]
+        if needed and needed[0] in offsets and needed[-1] in offsets:
+            holding += 1
+            labelled = offsets[window.start - window.first : window.end - window.first + 1]
+            assert labelled == needed
+            assert window.characters(window.start, window.end) == (needed[0][0], needed[-1][1])
+        else:
+            assert (window.start, window.end) == (0, 0)
+    return holding
+
+
+@pytest.mark.parametrize(("max_length", "stride"), [(MAX_LENGTH, STRIDE), (64, 16)])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_courseqas_windows(tokenizer, split, max_length, stride):
+    rows = list(load_qa("courseqa", split))
+    for one, windows in zip(rows, check_windows(rows, tokenizer, max_length, stride), strict=True):
+        assert check_labels(one, windows) >= 1
+        text, begin = one["answers"]["text"][0], one["answers"]["answer_start"][0]
+        for window in windows:
+            if window.start:
+                first, last = window.characters(window.start, window.end)
+                assert first <= begin
+                assert last >= begin + len(text)
+                assert text in one["context"][first:last]
+
+
+# Words of many scripts, joined without spaces here and there; what BERT's tokenizer drops or changes is among them.
+WORDS = [
+    "the",
+    "Cardinals",
+    "1,000",
+    "naïve",
+    "İstanbul",
+    "日本語",
+    "😀",
+    "e\u0301",
+    "\u200b",
+    "\x00",
+    "ﬁ",
+    "—",
+    "\u00ad",
+]
+PASSAGES = st.lists(
+    st.tuples(st.sampled_from(WORDS) | st.text(min_size=1, max_size=4), st.sampled_from(["", " ", "\n", "\u00a0"]))
+)
+
+
+@settings(max_examples=300)
+@given(st.data(), PASSAGES.map(lambda parts: "".join(map("".join, parts))), st.integers(0, 20), st.integers(1, 12))
+def test_windows_of_any_passage_lose_nothing_and_label_the_answer(tokenizer, data, context, stride, room):
+    assume(context)
+    start = data.draw(st.integers(0, len(context) - 1))
+    text = context[start : data.draw(st.integers(start + 1, len(context)))]
+    question = "Who beat the team?"
+    max_length = len(tokenizer(question)["input_ids"]) + 1 + stride + room
+    one = row(context, question, text, start)
+    [windows] = check_windows([one], tokenizer, max_length, stride)
+    holding = check_labels(one, windows)
+    inside = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if text == context and len(windows) == 1 and inside:
+        assert holding == 1
+
+
+def test_several_rows_give_the_same_windows_as_each_alone(tokenizer, course):
+    together = make_windows(course[:40], tokenizer, 64, 16)
+    alone = [(i, window) for i in range(40) for window in make_windows(course[i : i + 1], tokenizer, 64, 16)]
+    assert len(together) == len(alone) > 40
+    for window, (i, other) in zip(together, alone, strict=True):
+        assert window.question == i
+        assert (window.inputs, window.first, window.start, window.end) == (
+            (other.inputs, other.first, other.start, other.end)
+        )
+        assert np.array_equal(window.offsets, other.offsets)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "labelled"),
+    [
+        ("bar", 4, ["bar"]),
+        (" bar", 3, ["bar"]),  # white space at an answer's edge belongs to no token
+        ("bar ", 4, ["bar"]),
+        ("foo bar", 0, ["foo", "bar"]),
+        ("ar c", 5, ["bar", "cat"]),  # an answer cut inside of words
+        (" ", 3, ["[CLS]"]),  # nothing a token could cover
+    ],
+)
+def test_labels_of_an_answer_at_the_edges_of_words(tokenizer, text, start, labelled):
+    context = "foo bar cat"
+    assert context[start : start + len(text)] == text
+    [window] = make_windows([row(context, "Q?", text, start)], tokenizer)
+    tokens = tokenizer.convert_ids_to_tokens(window.inputs["input_ids"])
+    assert tokens[window.start : window.end + 1] == labelled
+
+
+def test_an_answer_that_one_window_cuts_stands_whole_in_another(tokenizer):
+    context = " ".join(["word"] * 13 + ["the answer here"] + ["word"] * 20)
+    windows = make_windows([row(context, "Q?", "the answer here", 65)], tokenizer, max_length=20, stride=8)
+    labels = [(window.start, window.end) for window in windows]
+    assert len(windows) > 2
+    assert labels.count((0, 0)) == len(windows) - 1
+    [window] = [window for window in windows if window.start]
+    assert context[slice(*window.characters(window.start, window.end))] == "the answer here"
+
+
+def test_the_first_annotators_answer_is_the_label(tokenizer):
+    answers = {"text": ["bar", "foo"], "answer_start": [4, 0]}
+    [window] = make_windows([row("foo bar") | {"answers": answers}], tokenizer)
+    assert window.characters(window.start, window.end) == (4, 7)
+
+
+@pytest.mark.parametrize("answers", [{}, {"answers": None}])
+def test_a_new_question_needs_no_answer(tokenizer, answers):
+    [window] = make_windows([{"question": "Who?", "context": "foo bar", **answers}], tokenizer)
+    assert (window.start, window.end) == (0, 0)
+
+
+def test_a_question_may_fill_the_window_but_for_one_token_more_than_the_stride(tokenizer):
+    most = 64 - 16 - 3 - 1
+    context = " ".join(["word"] * 100)
+    windows = make_windows([row(context, "why " * most)], tokenizer, 64, 16)
+    assert [len(window.offsets) for window in windows[:-1]] == [17] * 83
+    with pytest.raises(DataError, match=f"'q' is {most + 1} tokens long.* leave room for {most}: shorten it"):
+        make_windows([row(context, "why " * (most + 1))], tokenizer, 64, 16)
+
+
+def test_a_long_question_is_named_among_others(tokenizer):
+    rows = [row("foo"), row("foo", "why " * 400) | {"id": "long"}, row("bar")]
+    with pytest.raises(DataError, match="question 'long' is 400 tokens long"):
+        make_windows(rows, tokenizer)
+
+
+def test_no_rows_give_no_windows_and_an_empty_passage_one_without_tokens(tokenizer):
+    assert make_windows([], tokenizer) == []
+    [window] = make_windows([row("")], tokenizer)
+    assert window.offsets.shape == (0, 2)
+
+
+def test_training_features_are_the_inputs_and_the_labels(tokenizer, course):
+    windows = make_windows(course[:5], tokenizer)
+    for window, features in zip(windows, training_features(windows), strict=True):
+        assert features == {**window.inputs, "start_positions": window.start, "end_positions": window.end}
+        assert "attention_mask" not in features
+        assert window.start > 0
