@@ -1,0 +1,85 @@
+"""Figures: drawn for real, and asked what they show."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+from qa_helpers import plots
+from qa_helpers.checks import check
+from qa_helpers.data import load_qa
+from qa_helpers.features import make_windows
+from qa_helpers.models import load_tokenizer
+from qa_helpers.records import Run, Score, read_record
+
+RECORDS = Path(__file__).parents[1] / "records"
+
+
+@pytest.fixture
+def run() -> Run:
+    return read_record(RECORDS / "class-baseline-1000-seed0.json")
+
+
+@pytest.fixture(autouse=True)
+def _close() -> object:
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+
+
+def test_losses_show_every_entry(run: Run) -> None:
+    ax = plots.losses({"a run": run}, "title")
+    assert ax.lines[0].get_xydata().tolist() == [[float(step), loss] for step, loss in run.losses]
+    assert ax.get_xlabel() == "optimizer step"
+    assert ax.get_legend().get_texts()[0].get_text() == "a run"
+
+
+def test_epochs_show_training_and_validation(run: Run) -> None:
+    figure = plots.epochs(run, "title")
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[1].lines}
+    assert drawn["EM, validation questions"] == [epoch.eval.exact_match for epoch in run.epochs]
+    assert drawn["F1, training questions"] == [epoch.train.f1 for epoch in run.epochs]
+
+
+def test_intervals_span_low_to_high() -> None:
+    ax = plots.intervals({"one": Score(value=50, low=40, high=61), "two": Score(value=10, low=5, high=15)}, "title")
+    assert ax.lines[0].get_xdata().tolist() == [40, 61]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["one", "two"]
+    low, high = ax.get_ylim()
+    assert low > high, "the first must be on top"
+
+
+def test_windows_mark_the_answer_where_it_lies() -> None:
+    row = load_qa("courseqa", "train", 6)[5]
+    cut = make_windows([row], load_tokenizer(), max_length=80, stride=30)
+    ax = plots.windows(cut, "title")
+    marks = [patch for patch in ax.patches if patch.get_facecolor() == plt.matplotlib.colors.to_rgba(plots.VERMILION)]
+    assert len(marks) == sum(window.start > 0 for window in cut) > 0
+    begin = row["answers"]["answer_start"][0]
+    assert all(mark.get_x() == begin and mark.get_width() == len(row["answers"]["text"][0]) for mark in marks)
+
+
+def test_highlight_escapes_html() -> None:
+    shown = plots.highlight("a <b> & the answer.", 8, 18).data
+    assert "a &lt;b&gt; " in shown
+    assert ">the answer</mark>." in shown
+
+
+def test_table_escapes_and_rounds() -> None:
+    shown = plots.table(["name", "score"], [("a|b", 3.14159), ("two\nlines", 7)]).data
+    assert shown.splitlines()[2:] == ["| a\\|b | 3.1 |", "| two lines | 7 |"]
+
+
+def test_picture_of_the_report_is_the_same_twice(run: Run, tmp_path: Path) -> None:
+    for name in ("one.png", "two.png"):
+        plots.save_report_picture([run], tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_check_prints_or_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    check("EM", 38.8, above=30, below=60)
+    assert capsys.readouterr().out == "check: EM is above 30 and below 60\n"
+    with pytest.raises(AssertionError, match=r"expected: EM is above 30; it is 3\.9"):
+        check("EM", 3.9, above=30)
+    with pytest.raises(AssertionError):
+        check("EM", float("nan"), above=30)

@@ -1,0 +1,41 @@
+"""What the README says of the project, against the project."""
+
+import re
+from pathlib import Path
+
+from qa_helpers.records import REPORT_MARKS, format_report, read_record
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_table_is_made_from_the_records() -> None:
+    begin, end = REPORT_MARKS
+    table = README.split(begin)[1].split(end)[0].strip()
+    records = [read_record(path) for path in sorted((ROOT / "records").glob("class-*.json"))]
+    assert records
+    assert table == format_report(records)
+
+
+def test_every_record_has_its_experiments_name() -> None:
+    for path in (ROOT / "records").glob("*.json"):
+        assert read_record(path).experiment.name == path.stem
+
+
+def test_every_dependency_has_its_reason() -> None:
+    reasons = README.split("## Why each dependency")[1].split("\n## ")[0]
+    names = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(names) > 10
+    assert [name for name in names if not re.search(rf"\b{name}\b", reasons)] == []
+
+
+def test_every_notebook_is_listed_and_every_link_leads_somewhere() -> None:
+    links = set(re.findall(r"\]\(([^)#:]+)\)", README))
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    notebooks = {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert notebooks <= links
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z]+)`", README)) <= targets
