@@ -102,17 +102,17 @@ def window_logits(
     order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))  # longest first: memory runs out at once
     was_training = model.training
     model.eval()
-    with tqdm(total=len(windows), desc=progress, unit="window", leave=False) as bar:
-        for at in range(0, len(order), batch_size):
-            chosen = order[at : at + batch_size]
-            batch = tokenizer.pad(
-                {"input_ids": [], **_columns([windows[i].inputs for i in chosen])}, return_tensors="pt"
-            )
-            with torch.inference_mode(), autocast(device):
-                output = model(**batch.to(device))
-            yield chosen, output.start_logits.float(), output.end_logits.float()
-            bar.update(len(chosen))
-    model.train(was_training)
+    try:
+        with tqdm(total=len(windows), desc=progress, unit="window", leave=False) as bar:
+            for at in range(0, len(order), batch_size):
+                chosen = order[at : at + batch_size]
+                batch = tokenizer.pad(_columns([windows[i].inputs for i in chosen]), return_tensors="pt")
+                with torch.inference_mode(), autocast(device):
+                    output = model(**batch.to(device))
+                yield chosen, output.start_logits.float(), output.end_logits.float()
+                bar.update(len(chosen))
+    finally:
+        model.train(was_training)
 
 
 def _columns(rows: Sequence[dict[str, list[int]]]) -> dict[str, list[list[int]]]:
@@ -229,7 +229,11 @@ def exact_match(prediction: str, answers: Sequence[str]) -> bool:
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """Official F1: harmonic mean of the precision and recall of normalised words, the best over the given answers."""
+    """Official F1: harmonic mean of the precision and recall of normalised words, the best over the given answers.
+
+    Between two texts that are both empty once normalised ("the", "a!") it is 0, although their exact match is 1: so
+    evaluate-v1.1.py has it. SQuAD 2.0's script and torchmetrics give 1 there.
+    """
     return max(_f1(normalize_answer(prediction).split(), normalize_answer(answer).split()) for answer in answers)
 
 
