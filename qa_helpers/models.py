@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from qa_helpers.files import CourseError
@@ -88,7 +89,8 @@ def has_seen_squad(name: str) -> bool:
 
 def is_hub_name(name: str) -> bool:
     """Whether a name has the form of a Hub id, as `owner/model`, and is no file or folder here."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name)) and ".." not in name and not Path(name).exists()
+    form = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name)
+    return bool(form) and ".." not in name and not os.path.exists(name)
 
 
 def load_tokenizer(name: str = "minilm") -> Any:
@@ -185,21 +187,23 @@ def _from_pretrained(factory: Any, name: str, **options: Any) -> Any:
     quiet()
     try:
         return factory.from_pretrained(resolve(name), trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
         if isinstance(problem, ModelError):
             raise
         raise ModelError(_why_not_loaded(name, problem)) from problem
 
 
 def _why_not_loaded(name: str, problem: Exception) -> str:
-    if Path(name).is_dir():
+    if name in PACKAGED:
+        return f"'{name}' ({PACKAGED[name].source}) is no encoder, which a span head needs; use 'minilm'"
+    if os.path.isdir(name):
         return f"{name}: is no model that can be loaded from safetensors ({str(problem).splitlines()[0]})"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         why = "HF_HUB_OFFLINE is set and it is not in the cache"
     else:
         why = "no such model there with safetensors weights, or no network"
-    packaged = " or ".join(f"'{known}'" for known in PACKAGED)
-    return f"'{name}' could not be loaded from the Hugging Face Hub ({why}); use {packaged}, or a folder"
+    shown = name if len(name) <= 100 else name[:100] + "…"
+    return f"'{shown}' could not be loaded from the Hugging Face Hub ({why}); use 'minilm' or a folder"
 
 
 # ---- what is trained -------------------------------------------------------------------------------------------
@@ -210,13 +214,13 @@ def set_trainable(model: nn.Module, what: str = "all") -> nn.Module:
         ModelError: for any other word, or more layers than the encoder has.
     """
     layers = encoder_layers(model)
-    word, _, number = what.partition(":")
+    last = re.fullmatch(r"last:([1-9]\d{0,2})", what)
     if what == "all":
         chosen: list[nn.Module] = [model]
     elif what == "head":
         chosen = [model.get_submodule("qa_outputs")]
-    elif word == "last" and number.isdecimal() and 1 <= int(number) <= len(layers):
-        chosen = [model.get_submodule("qa_outputs"), *layers[-int(number) :]]
+    elif last and int(last[1]) <= len(layers):
+        chosen = [model.get_submodule("qa_outputs"), *layers[-int(last[1]) :]]
     else:
         raise ModelError(f"'{what}' cannot be trained: use 'all', 'head' or 'last:N' with N from 1 to {len(layers)}")
     model.requires_grad_(False)
