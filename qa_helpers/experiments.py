@@ -176,9 +176,7 @@ def _claim(home: Path, experiment: Experiment) -> None:
 
 def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
     quiet()
-    train_rows = load_qa(experiment.data, "train", experiment.train_size, experiment.sampling, experiment.sampling_seed)
-    every_row = load_qa(experiment.data, "validation")
-    indices, eval_rows = _evaluation_rows(experiment, every_row)
+    train_rows, eval_rows, indices = _load_rows(experiment)
     model, tokenizer = _starting_point(experiment, home.parent)
     trained, total = models.count_parameters(model)
 
@@ -209,7 +207,7 @@ def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
         {
             "experiment": experiment,
             "machine": describe_machine(),
-            "fingerprints": Fingerprints(train=fingerprint(train_rows), eval=fingerprint(eval_rows)),
+            "fingerprints": _fingerprints(train_rows, eval_rows),
             "parameters": (trained, total),
             "losses": [(step, round(loss, 4)) for step, loss in history.losses],
             "epochs": history.epochs,
@@ -242,12 +240,18 @@ def _starting_point(experiment: Experiment, folder: Path) -> tuple[nn.Module, An
     return model.to(default_device()), models.load_tokenizer(source)
 
 
-def _evaluation_rows(experiment: Experiment, rows: Any) -> tuple[dict[str, list[int]], Any]:
-    """The rows of all evaluation sets together, each once, and every set's places among them."""
+def _load_rows(experiment: Experiment) -> tuple[Any, Any, dict[str, list[int]]]:
+    """The training rows; those of all evaluation sets together, each once; and every set's places among these."""
+    train = load_qa(experiment.data, "train", experiment.train_size, experiment.sampling, experiment.sampling_seed)
+    rows = load_qa(experiment.data, "validation")
     chosen = {name: one.indices(len(rows)) for name, one in experiment.evaluations.items()}
     union = sorted(set().union(*chosen.values()))
     place = {index: position for position, index in enumerate(union)}
-    return {name: [place[index] for index in indices] for name, indices in chosen.items()}, rows.select(union)
+    return train, rows.select(union), {name: [place[index] for index in chosen[name]] for name in chosen}
+
+
+def _fingerprints(train_rows: Any, eval_rows: Any) -> Fingerprints:
+    return Fingerprints(train=fingerprint(train_rows), eval=fingerprint(eval_rows))
 
 
 def _probe(rows: Any, experiment: Experiment) -> Any:
@@ -256,6 +260,8 @@ def _probe(rows: Any, experiment: Experiment) -> Any:
 
 def _probe_scores(model: nn.Module, tokenizer: Any, rows: Any) -> dict[str, float]:
     answers = answer(model, tokenizer, rows, n_best=1, progress="scoring the epoch")
+    if not np.isfinite(answers.loss):
+        raise RecordError("training diverged: the loss is no finite number any more; lower the learning rate")
     results = evaluate(answers.predictions, rows)
     return {
         "loss": round(answers.loss, 4),
@@ -343,10 +349,10 @@ def rerun(record: Run, folder: Path | str | None = None) -> tuple[Run, list[Comp
         raise RecordError(f"the record's data '{experiment.data}' is no named data set; only those are re-run")
     if experiment.model not in models.PACKAGED and not models.is_hub_name(experiment.model):
         raise RecordError(f"the record's model '{experiment.model}' is no model's name; only named models are re-run")
-    folder = Path(folder or runs_folder() / "rerun")
-    run = run_experiment(experiment, folder, again=True)
-    if run.fingerprints != record.fingerprints:
+    train_rows, eval_rows, _ = _load_rows(experiment)
+    if _fingerprints(train_rows, eval_rows) != record.fingerprints:
         raise RecordError(
             f"the data at hand are not those of the record '{experiment.name}'; their fingerprints differ"
         )
+    run = run_experiment(experiment, Path(folder or runs_folder() / "rerun"), again=True)
     return run, compare(record.scores, run.scores)

@@ -19,8 +19,10 @@ METRICS = ("string_equality", "exact_match", "f1", "contained")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]  # a record may come from anybody: no number to overflow or hang on
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as NumPy takes it
 
 
 class RecordError(CourseError):
@@ -28,7 +30,7 @@ class RecordError(CourseError):
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # ---- what is to be done ----------------------------------------------------------------------------------------
@@ -37,7 +39,7 @@ class EvalSet(_Model):
 
     limit: Positive | None = None
     sampling: Sampling = "first"
-    seed: Count = 0
+    seed: Seed = 0
 
     def indices(self, size: int) -> list[int]:
         """The questions' places in a validation set of `size` questions."""
@@ -52,7 +54,7 @@ class Experiment(_Model):
     data: str = "courseqa"
     train_size: Positive | None = None  # None: the whole training set
     sampling: Sampling = "first"
-    sampling_seed: Count = 0
+    sampling_seed: Seed = 0
     evaluations: Annotated[dict[Name, EvalSet], Field(min_length=1)] = {"all": EvalSet()}
     model: Annotated[str, Field(min_length=1, max_length=200)] = "minilm"
     trainable: str = "all"  # as `models.set_trainable` takes it
@@ -60,7 +62,7 @@ class Experiment(_Model):
     epochs: Positive = 3
     batch_size: Positive = 8
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
-    seed: Count = 0
+    seed: Seed = 0
     probe_size: Count = 100  # training and validation questions scored after every epoch
 
     @property
@@ -123,10 +125,10 @@ class Questions(_Model):
 
     id: list[str]
     prediction: list[str]
-    confidence: list[float]
+    confidence: list[Fraction]
     string_equality: list[Literal[0, 1]]
     exact_match: list[Literal[0, 1]]
-    f1: list[float]
+    f1: list[Fraction]
     contained: list[Literal[0, 1]]
     category: list[str]
 
@@ -214,6 +216,8 @@ def _parse(kind: Any, path: Path | str) -> Any:
         first = problem.errors(include_url=False)[0]
         place = ".".join(str(step) for step in first["loc"]) or "the file"
         raise RecordError(f"{path}: {place}: {first['msg']}") from None
+    except RecursionError:
+        raise RecordError(f"{path}: is nested too deeply to be a record") from None
 
 
 def write_record(run: Run, path: Path | str) -> None:

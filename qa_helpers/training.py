@@ -124,6 +124,7 @@ class _Recorder(TrainerCallback):
         self.after_epoch = after_epoch
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        control.should_log = True  # no mean loss spans two epochs: a run resumed between them logs the same
         if self.after_epoch is None:
             return
         with torch.random.fork_rng():  # scoring must not change what is drawn next

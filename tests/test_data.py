@@ -56,7 +56,7 @@ def test_a_valid_file_is_read_in_order_with_every_answer(tmp_path):
             assert row["context"][start : start + len(text)] == text
 
 
-# ---- broken files ----------------------------------------------------------------------------------------------
+# ---- broken files -----------------------------------------------------------------------------------------------
 QA = "data[0] 'Bowl' paragraphs[0] qas[1] 'q2'"  # where most faults below are planted
 
 
@@ -182,7 +182,7 @@ def test_a_folder_instead_of_a_file_gives_one_sentence(tmp_path):
     assert_refused(tmp_path, ("cannot be read", "directory"))
 
 
-# ---- anything at all -------------------------------------------------------------------------------------------
+# ---- anything at all --------------------------------------------------------------------------------------------
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -247,7 +247,7 @@ def test_a_file_with_any_byte_changed_is_read_or_refused(tmp_path_factory, data)
     read_or_refuse(tmp_path_factory.getbasetemp(), bytes(content))
 
 
-# ---- loading by name -------------------------------------------------------------------------------------------
+# ---- loading by name --------------------------------------------------------------------------------------------
 def ids(*args, **kwargs):
     return load_qa(*args, **kwargs)["id"]
 
@@ -411,7 +411,7 @@ def test_squad_itself():
     assert data["title"][810] != "Super_Bowl_50"
 
 
-# ---- fingerprint -----------------------------------------------------------------------------------------------
+# ---- fingerprint ------------------------------------------------------------------------------------------------
 def changed(**fields):
     return [{**copy.deepcopy(ROW), **fields}, {**copy.deepcopy(ROW), "id": "q2"}]
 

@@ -199,7 +199,7 @@ def test_predictions_of_other_questions_are_refused(course):
         evaluate(predictions[:1], rows)
 
 
-# ---- the span search against a plain double loop ------------------------------------------------------------------
+# ---- the span search against a plain double loop ----------------------------------------------------------------
 def plain_search(starts, ends, allowed, max_tokens):
     """[(score, start, end)] of every allowed span, in float32 as the search computes."""
     return [
@@ -257,7 +257,7 @@ def test_bfloat16_logits_are_searched_in_float32():
     assert best_spans(logits, small, torch.ones(1, 2, dtype=torch.bool)).scores[0, 0] == 257  # no bfloat16 number
 
 
-# ---- answering ---------------------------------------------------------------------------------------------------
+# ---- answering --------------------------------------------------------------------------------------------------
 @pytest.fixture
 def in_float32(monkeypatch):
     """Without bfloat16, so that a batch and a window alone give nearly the same logits."""

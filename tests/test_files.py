@@ -106,7 +106,7 @@ def test_what_is_written_is_read(tmp_path_factory, encoding, value, escape):
     assert read_json(path) == value
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------
+# ---- writing ----------------------------------------------------------------------------------------------------
 def test_writing_makes_folders_keeps_line_ends_and_lets_others_read(tmp_path):
     path = tmp_path / "new" / "folder" / "text.json"
     write_atomically(path, "a\nü 😀\r\n")

@@ -57,7 +57,7 @@ def model_folder(tmp_path):
     return folder
 
 
-# ---- packaged models -----------------------------------------------------------------------------------------------
+# ---- packaged models --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", PACKAGED)
 def test_packaged_models_are_found_and_are_the_ones_tested(name, no_network):
     path = find_packaged(name)
@@ -115,7 +115,7 @@ def test_a_wheel_without_its_weights_gives_the_command(tmp_path, monkeypatch, fr
         load_qa_model("minilm")
 
 
-# ---- other models --------------------------------------------------------------------------------------------------
+# ---- other models -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("load", [load_qa_model, load_tokenizer])
 @pytest.mark.parametrize("name", ["bert-base-uncased", "nobody/no-model", "../no-model", "a\0b", "x" * 5000])
 def test_a_name_that_is_not_here_gives_one_sentence_and_touches_no_network(no_network, load, name):
@@ -248,7 +248,7 @@ def test_checkpoints_that_have_seen_squad():
     assert not has_seen_squad("/data/squad/minilm")  # the folder's own name decides
 
 
-# ---- the span head -------------------------------------------------------------------------------------------------
+# ---- the span head ----------------------------------------------------------------------------------------------
 def test_only_the_span_head_is_new_and_the_seed_decides_it():
     from safetensors.torch import load_file
 
@@ -335,7 +335,7 @@ def test_the_fused_attention_gives_the_stock_gradients_without_dropout(inputs):
         torch.testing.assert_close(gradient, gradients["eager"][name], atol=2e-5, rtol=2e-3, msg=name)
 
 
-# ---- what is trained -----------------------------------------------------------------------------------------------
+# ---- what is trained --------------------------------------------------------------------------------------------
 def trained_names(model):
     return {name for name, p in model.named_parameters() if p.requires_grad}
 

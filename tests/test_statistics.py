@@ -92,7 +92,7 @@ def test_all_of_squad_fits_into_memory_and_is_the_same_whatever_the_batches(monk
     assert bootstrap_mean(values) == whole
 
 
-# ---- two runs on the same questions --------------------------------------------------------------------------------
+# ---- two runs on the same questions -----------------------------------------------------------------------------
 def runs(size=400):
     """Two runs that are right on mostly the same questions, the second on a few more."""
     draw = np.random.default_rng(3)

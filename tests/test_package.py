@@ -1,0 +1,154 @@
+"""The package as a whole: quick to import, its modules in one order, no unsafe loading, its data as published."""
+
+import ast
+import hashlib
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qa_helpers
+from qa_helpers.data import ASSETS
+
+PACKAGE = Path(qa_helpers.__file__).parent
+# Each module imports only from those above it; a package stands here as one.
+ORDER = [
+    "files",
+    "machine",
+    "data",
+    "models",
+    "features",
+    "training",
+    "evaluation",
+    "statistics",
+    "records",
+    "experiments",
+    "rlhf",
+    "plots",
+    "checks",
+    "widgets",
+    "grading",
+    "cluster",
+    "notebooks",
+    "nbval_tolerance",
+    "__main__",
+]
+SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def module_of(path):
+    """A file's place in `ORDER`, by name."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree):
+    """The modules of this package that a module imports anywhere, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports inside the package name it in full"
+            if node.module == "qa_helpers":
+                yield from (alias.name for alias in node.names)
+            elif (node.module or "").startswith("qa_helpers."):
+                yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                assert alias.name != "qa_helpers", "names what it needs of the package"
+                if alias.name.startswith("qa_helpers."):
+                    yield alias.name.split(".")[1]
+
+
+def test_every_module_has_a_place_in_the_order():
+    modules = {module_of(path) for path in SOURCES} - {"__init__"}
+    assert modules <= set(ORDER)
+    assert {"files", "data", "training", "experiments"} <= modules
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_import_only_from_those_above(path):
+    module = module_of(path)
+    above = [] if module == "__init__" else ORDER[: ORDER.index(module)] + ([module] if path.parent != PACKAGE else [])
+    assert set(imported(SOURCES[path])) <= set(above)
+
+
+def test_evaluation_is_used_by_the_experiments_and_not_by_the_training():
+    assert "evaluation" in set(imported(SOURCES[PACKAGE / "experiments.py"]))
+    assert "evaluation" not in set(imported(SOURCES[PACKAGE / "training.py"]))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_is_unpickled_and_no_foreign_code_is_run(path):
+    for node in ast.walk(SOURCES[path]):
+        if isinstance(node, ast.Import):
+            assert not {alias.name.split(".")[0] for alias in node.names} & {"pickle", "joblib", "dill", "shelve"}
+        if isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in ("pickle", "joblib", "dill", "shelve")
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+        assert name not in ("eval", "exec", "torch.load")
+        assert options.get("trust_remote_code", "False") == "False"
+        assert options.get("use_safetensors", "True") == "True"
+        assert options.get("allow_pickle", "False") == "False"
+
+
+def test_the_package_is_imported_within_half_a_second_without_torch():
+    program = (
+        "import sys, time; begin = time.perf_counter(); import qa_helpers; print(time.perf_counter() - begin); "
+        "print(*{'torch', 'transformers', 'datasets', 'numpy', 'pydantic'} & set(sys.modules))"
+    )
+    seconds = []
+    for _ in range(3):
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        first, loaded = result.stdout.split("\n", 1)
+        seconds.append(float(first))
+        assert not loaded.strip()
+    assert statistics.median(seconds) < 0.5
+
+
+def test_reading_data_loads_neither_torch_nor_transformers():
+    program = "import sys, qa_helpers.data; print({'torch', 'transformers', 'datasets'} & set(sys.modules) or 'none')"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "none"
+
+
+COURSEQA = {  # sha256 and number of questions, as published
+    "train.json": ("d2fd68690423616910e4db254d9019e810d567f2b160317a582f81d51cd07229", 622),
+    "dev.json": ("2e480ff5ca445cb8a290edaa30c07aab7c38fcf7136e7710b4d5ab2c32cd91c2", 206),
+}
+
+
+@pytest.mark.parametrize("name", COURSEQA)
+def test_courseqa_is_the_published_one(name):
+    content = (ASSETS / "courseqa" / name).read_bytes()
+    digest, count = COURSEQA[name]
+    assert hashlib.sha256(content).hexdigest() == digest
+    articles = json.loads(content)["data"]
+    questions = [qa for article in articles for part in article["paragraphs"] for qa in part["qas"]]
+    assert len(questions) == count
+    assert {len(qa["answers"]) for qa in questions} == {3}
+
+
+def test_the_two_parts_of_courseqa_share_no_article_and_no_question():
+    parts = [json.loads((ASSETS / "courseqa" / name).read_text(encoding="utf-8"))["data"] for name in COURSEQA]
+    titles, passages, ids = (
+        [{article["title"] for article in part} for part in parts],
+        [{p["context"] for article in part for p in article["paragraphs"]} for part in parts],
+        [{qa["id"] for article in part for p in article["paragraphs"] for qa in p["qas"]} for part in parts],
+    )
+    for one, other in (titles, passages, ids):
+        assert not one & other
+
+
+def test_the_data_are_part_of_what_is_installed():
+    import tomllib
+
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = settings["package-data"]["qa_helpers"]
+    packaged = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    assert {ASSETS / "courseqa" / name for name in COURSEQA} | {PACKAGE / "py.typed"} <= packaged
+    folders = {path.parent for path in SOURCES}
+    assert {".".join(folder.relative_to(PACKAGE.parent).parts) for folder in folders} == set(settings["packages"])

@@ -1,0 +1,371 @@
+"""Records: what is written is read, anything else is refused with one sentence that names the field."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qa_helpers.records import (
+    EvalSet,
+    Experiment,
+    RecordError,
+    Run,
+    Score,
+    format_report,
+    read_experiment,
+    read_record,
+    replace_report,
+    write_record,
+)
+from qa_helpers.statistics import Interval
+
+SCORE = {"value": 50.0, "low": 12.5, "high": 87.5}
+PROBE = {"loss": 2.5, "exact_match": 25.0, "f1": 33.33}
+METRICS = ("string_equality", "exact_match", "f1", "contained")
+VALID = {
+    "schema_version": 1,
+    "experiment": {
+        "name": "tiny",
+        "train_size": 16,
+        "evaluations": {"first": {"limit": 2}, "all": {"limit": None, "sampling": "random", "seed": 3}},
+        "start_from": None,
+        "learning_rate": 0.0005,
+    },
+    "machine": {"device_name": "a processor", "threads": 2, "precision": "fp32", "versions": {"torch": "2"}},
+    "fingerprints": {"train": "0123456789abcdef", "eval": "fedcba9876543210"},
+    "parameters": [10, 20],
+    "losses": [[10, 1.25], [20, 0.5]],
+    "epochs": [{"epoch": 1, "train": PROBE, "eval": PROBE}],
+    "scores": {
+        "first": {"questions": 2} | dict.fromkeys(METRICS, SCORE),
+        "all": {"questions": 3} | dict.fromkeys(METRICS, SCORE),
+    },
+    "indices": {"first": [0, 1], "all": [2, 0, 1]},
+    "questions": {
+        "id": ["a", "b", "c"],
+        "prediction": ["the Cardinals", "", '日本 😀 \u2028\n"'],
+        "confidence": [0.5, 0.0, 1.0],
+        "string_equality": [0, 0, 1],
+        "exact_match": [1, 0, 1],
+        "f1": [1.0, 0.0, 0.6667],
+        "contained": [1, 0, 1],
+        "category": ["exact", "empty", "exact"],
+    },
+    "timing": {
+        "train_seconds": 1.5,
+        "eval_seconds": 0,
+        "train_questions_per_second": 10.7,
+        "eval_questions_per_second": 20,
+        "peak_memory_mib": 512,
+    },
+}
+
+
+def unshared():
+    """A copy of the valid record in which no object stands twice, so that a change is one change."""
+    return json.loads(json.dumps(VALID))
+
+
+def write(folder, content, name="record.json"):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    return read_record(write(tmp_path, VALID))
+
+
+def test_a_valid_record_is_read(run):
+    assert run.experiment.name == "tiny"
+    assert run.experiment.epochs == 3
+    assert run.losses == [(10, 1.25), (20, 0.5)]
+    assert run.parameters == (10, 20)
+    assert run.experiment.command == "python -m qa_helpers rerun records/tiny.json"
+    assert run.column("exact_match", "all").tolist() == [1, 1, 0]
+    assert run.column("prediction", "first").tolist() == ["the Cardinals", ""]
+    assert str(run.scores["all"].f1) == "50.0 [12.5, 87.5]"
+    assert run.scores["all"].f1.half_width == 37.5
+
+
+def test_writing_and_reading_change_nothing(tmp_path, run, finished):
+    for one in (run, finished[1]):
+        path = tmp_path / "again.json"
+        write_record(one, path)
+        assert read_record(path) == one
+        content = path.read_bytes()
+        write_record(read_record(path), path)
+        assert path.read_bytes() == content
+
+
+def test_a_record_holds_a_line_a_field(tmp_path, run):
+    write_record(run, tmp_path / "record.json")
+    lines = (tmp_path / "record.json").read_text(encoding="utf-8").split("\n")
+    assert [line.split('"')[1] for line in lines[1:-2]] == list(Run.model_fields)
+    assert "日本 😀" in "".join(lines)  # to be read by people
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_record(tmp_path, monkeypatch, run, broken):
+    path = tmp_path / "records" / "record.json"
+    write_record(run, path)
+    before = path.read_bytes()
+
+    def fail(*_args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, broken, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_record(run.model_copy(update={"losses": []}), path)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["record.json"]
+
+
+# ---- broken records ---------------------------------------------------------------------------------------------
+def at(*path, **values):
+    """Change the object at a path of the record: new values, or `...` to delete."""
+
+    def change(record):
+        for key in path:
+            record = record[key]
+        for key, value in values.items():
+            if value is ...:
+                del record[key]
+            else:
+                record[key] = value
+
+    return change
+
+
+FAULTS = {  # what is wrong: (how it comes about, what the message must say)
+    "an experiment missing": (at(experiment=...), ("experiment: Field required",)),
+    "timing missing": (at(timing=...), ("timing: Field required",)),
+    "a name missing": (at("experiment", name=...), ("experiment.name: Field required",)),
+    "a field too many": (at(comment="hello"), ("comment: Extra inputs",)),
+    "a field too many inside": (at("experiment", code="import os"), ("experiment.code: Extra inputs",)),
+    "another schema version": (at(schema_version=2), ("schema_version: ", "should be 1")),
+    "schema version as text": (at(schema_version="1"), ("schema_version: ", "should be 1")),
+    "a name that leaves the folder": (at("experiment", name="../x"), ("experiment.name: ", "pattern")),
+    "a name that is a path": (at("experiment", name="a/b"), ("experiment.name: ", "pattern")),
+    "an absolute name": (at("experiment", name="/etc/passwd"), ("experiment.name: ", "pattern")),
+    "a hidden name": (at("experiment", name=".x"), ("experiment.name: ", "pattern")),
+    "a name with NUL": (at("experiment", name="a\0b"), ("experiment.name: ", "pattern")),
+    "a name with a line's end": (at("experiment", name="a\n"), ("experiment.name: ", "pattern")),
+    "a name of a thousand letters": (at("experiment", name="a" * 1000), ("experiment.name: ", "pattern")),
+    "an empty name": (at("experiment", name=""), ("experiment.name: ", "pattern")),
+    "a start that leaves the folder": (at("experiment", start_from="../x"), ("experiment.start_from: ", "pattern")),
+    "an evaluation of a bad name": (at("experiment", evaluations={"../x": {}}), ("experiment.evaluations", "pattern")),
+    "no evaluation": (at("experiment", evaluations={}), ("experiment.evaluations: ", "at least 1")),
+    "an unknown sampling": (at("experiment", sampling="last"), ("experiment.sampling: ", "'first' or 'random'")),
+    "no epochs": (at("experiment", epochs=0), ("experiment.epochs: ", "greater than or equal to 1")),
+    "epochs as text": (at("experiment", epochs="3"), ("experiment.epochs: ", "integer")),
+    "epochs without end": (at("experiment", epochs=10**30), ("experiment.epochs: ",)),
+    "true as a batch size": (at("experiment", batch_size=True), ("experiment.batch_size: ", "integer")),
+    "a batch too large for any library": (at("experiment", batch_size=10**30), ("experiment.batch_size: ",)),
+    "a negative seed": (at("experiment", seed=-1), ("experiment.seed: ", "greater than or equal to 0")),
+    "a seed too large for NumPy": (at("experiment", seed=2**32), ("experiment.seed: ", "less than 4294967296")),
+    "a learning rate of 0": (at("experiment", learning_rate=0), ("experiment.learning_rate: ", "greater than 0")),
+    "a learning rate of 1": (at("experiment", learning_rate=1), ("experiment.learning_rate: ", "less than 1")),
+    "an empty model's name": (at("experiment", model=""), ("experiment.model: ", "at least 1")),
+    "an experiment that is a list": (at(experiment=[]), ("experiment: ", "object")),
+    "scores that are a list": (at(scores=[]), ("scores: ", "object")),
+    "a percentage above 100": (at("scores", "all", "f1", value=100.1), ("scores.all.f1.value: ", "100")),
+    "a percentage below 0": (at("scores", "all", "exact_match", low=-0.1), ("scores.all.exact_match.low: ", "0")),
+    "a percentage as text": (at("scores", "all", "f1", high="87.5"), ("scores.all.f1.high: ", "number")),
+    "a metric missing": (at("scores", "all", contained=...), ("scores.all.contained: Field required",)),
+    "a loss that is no pair": (at(losses=[[10, 1.0], [20]]), ("losses.1",)),
+    "a loss that is text": (at(losses=[[10, "low"]]), ("losses.0.1: ", "number")),
+    "three numbers of parameters": (at(parameters=[1, 2, 3]), ("parameters: ", "2 items")),
+    "negative parameters": (at(parameters=[-1, 2]), ("parameters.0: ",)),
+    "columns of different length": (
+        at("questions", prediction=["a", "b"]),
+        ("questions: ", "differ in length", "'prediction': 2"),
+    ),
+    "a column missing": (at("questions", f1=...), ("questions.f1: Field required",)),
+    "a column too many": (at("questions", note=["", "", ""]), ("questions.note: Extra",)),
+    "a column that is an object": (at("questions", id={}), ("questions.id: ", "array")),
+    "half a match": (at("questions", exact_match=[0, 0.5, 1]), ("questions.exact_match.1: ", "0 or 1")),
+    "an F1 above 1": (at("questions", f1=[0, 0, 66.7]), ("questions.f1.2: ", "less than or equal to 1")),
+    "a confidence below 0": (at("questions", confidence=[-0.1, 0, 1]), ("questions.confidence.0: ",)),
+    "an index out of range": (at("indices", all=[0, 1, 3]), ("the indices of 'all' do not fit",)),
+    "a negative index": (at("indices", all=[0, 1, -1]), ("the indices of 'all' do not fit",)),
+    "an index less": (at("indices", all=[0, 1]), ("the indices of 'all' do not fit",)),
+    "a set of indices missing": (at("indices", all=...), ("differ in their sets",)),
+    "a set of scores missing": (at("scores", first=...), ("differ in their sets",)),
+    "negative seconds": (at("timing", train_seconds=-1), ("timing.train_seconds: ",)),
+    "a fingerprint that is a number": (at("fingerprints", train=5), ("fingerprints.train: ", "string")),
+    "a machine that is text": (at(machine="mine"), ("machine: ", "object")),
+    "a lone surrogate": (at("questions", prediction=["", "x\ud800", ""]), (r"half a character, \ud800",)),
+}
+
+
+@pytest.mark.parametrize(("break_it", "words"), FAULTS.values(), ids=FAULTS)
+def test_a_broken_record_gives_one_sentence_that_names_the_field(tmp_path, break_it, words):
+    record = unshared()
+    break_it(record)
+    assert_refused(read_record, write(tmp_path, record), words)
+
+
+def assert_refused(read, path, words):
+    with pytest.raises(RecordError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert len(message) < 400 + len(str(path))
+    for word in words:
+        assert word in message
+
+
+BROKEN_CONTENTS = {
+    "truncated": (json.dumps(VALID).encode()[:300], ("not valid JSON at line 1",)),
+    "empty": (b"", ("not valid JSON",)),
+    "not UTF-8": (json.dumps(VALID).encode("utf-16"), ("not UTF-8",)),
+    "a list": ([VALID], ("the file: ", "object")),
+    "a number": (5, ("the file: ", "object")),
+    "NaN": (json.dumps(VALID).replace("1.25", "NaN").encode(), ("NaN",)),
+    "a number that is infinite": (json.dumps(VALID).replace("1.25", "1e999").encode(), ("losses.0.1: ", "finite")),
+    "nested 50,000 deep": (b"[" * 50_000, ("nested too deeply",)),
+    "nested 150 deep": (b"[" * 150 + b"]" * 150, ("the file: ", "object")),
+    "a machine nested 400 deep": (
+        json.dumps(VALID).replace('"a processor"', "[" * 400 + "]" * 400).encode(),
+        ("recursion",),
+    ),
+    "an integer of 5,000 digits": (json.dumps(VALID).replace("[10, 20]", "9" * 5000).encode(), ("digits",)),
+    "an integer of 4,000 digits": (json.dumps(VALID).replace("[10, 20]", "9" * 4000).encode(), ("parameters: ",)),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), BROKEN_CONTENTS.values(), ids=BROKEN_CONTENTS)
+def test_a_file_of_another_kind_gives_one_sentence(tmp_path, content, words):
+    assert_refused(read_record, write(tmp_path, content), words)
+
+
+@pytest.mark.parametrize("read", [read_record, read_experiment])
+@pytest.mark.parametrize("name", ["absent.json", "x" * 5000, "nul\0"])
+def test_a_file_that_is_not_there_gives_one_sentence(read, name):
+    with pytest.raises(RecordError, match="cannot be read") as caught:
+        read(name)
+    assert len(str(caught.value)) < 400
+
+
+def test_an_experiment_alone_is_read_and_refused_alike(tmp_path):
+    path = write(tmp_path, VALID["experiment"])
+    assert read_experiment(path) == Experiment.model_validate(VALID["experiment"])
+    assert_refused(read_experiment, write(tmp_path, VALID["experiment"] | {"epochs": -1}), ("epochs: ",))
+    assert_refused(read_experiment, write(tmp_path, VALID), ("name: Field required",))
+
+
+# ---- anything at all --------------------------------------------------------------------------------------------
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def nodes(value, path=()):
+    """The paths of all nodes of a JSON value."""
+    yield path
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        yield from nodes(inner, (*path, key))
+
+
+def read_or_refuse(read, folder, content):
+    path = write(folder, content, "any.json")
+    try:
+        value = read(path)
+    except RecordError as problem:
+        assert str(problem).encode().startswith(f"{path}: ".encode())  # noqa: PT017
+        return
+    if isinstance(value, Run):
+        write_record(value, path)  # what is accepted can be written and read again
+        assert read_record(path) == value
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_a_record_with_any_one_node_changed_is_read_or_refused(tmp_path_factory, data):
+    changed = unshared()
+    path = data.draw(st.sampled_from(list(nodes(VALID))[1:]))
+    parent = changed
+    for key in path[:-1]:
+        parent = parent[key]
+    if data.draw(st.booleans()):
+        del parent[path[-1]]
+    else:
+        parent[path[-1]] = data.draw(JSON)
+    folder = tmp_path_factory.getbasetemp()
+    read_or_refuse(read_record, folder, changed)
+    if "experiment" in changed:
+        read_or_refuse(read_experiment, folder, changed["experiment"])
+
+
+@pytest.mark.parametrize("read", [read_record, read_experiment])
+@settings(max_examples=150)
+@given(content=JSON | st.binary(max_size=80))
+def test_any_json_and_any_bytes_are_refused(tmp_path_factory, read, content):
+    path = write(tmp_path_factory.getbasetemp(), content, "any.json")
+    with pytest.raises(RecordError):
+        read(path)
+
+
+@given(st.data())
+def test_a_record_with_any_byte_changed_is_read_or_refused(tmp_path_factory, data):
+    content = bytearray(json.dumps(VALID, ensure_ascii=data.draw(st.booleans())).encode())
+    content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    read_or_refuse(read_record, tmp_path_factory.getbasetemp(), bytes(content))
+
+
+# ---- evaluation sets and scores ---------------------------------------------------------------------------------
+def test_evaluation_sets():
+    assert EvalSet().indices(5) == [0, 1, 2, 3, 4]
+    assert EvalSet(limit=3).indices(5) == [0, 1, 2]
+    drawn = EvalSet(limit=30, sampling="random", seed=1).indices(100)
+    assert len(set(drawn)) == 30
+    assert EvalSet(limit=10, sampling="random", seed=1).indices(100) == drawn[:10]
+    assert EvalSet(limit=30, sampling="random", seed=2).indices(100) != drawn
+    assert sorted(EvalSet(sampling="random").indices(100)) == list(range(100))
+
+
+def test_a_score_is_an_interval_to_two_decimals():
+    score = Score.of(Interval(38.8349, 31.999, 45.6311))
+    assert (score.value, score.low, score.high) == (38.83, 32.0, 45.63)
+    assert str(score) == "38.8 [32.0, 45.6]"
+
+
+def test_the_column_of_a_run_feeds_the_statistics(run):
+    column = run.column("f1", "all")
+    assert isinstance(column, np.ndarray)
+    assert column.tolist() == [0.6667, 1.0, 0.0]
+
+
+# ---- the report -------------------------------------------------------------------------------------------------
+def test_the_report_has_a_line_an_evaluation_set(run):
+    lines = format_report([run, run]).splitlines()
+    assert len(lines) == 2 + 2 * 2
+    assert {line.count("|") for line in lines} == {9}
+    assert "| tiny | 16 of courseqa, 3 epochs, batch 8 | first (2) | 50.0 [12.5, 87.5] |" in lines[2]
+
+
+def test_the_report_is_put_between_the_marks_and_only_there(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("above\n<!-- report -->\nold\n<!-- /report -->\nbelow\n")
+    replace_report(path, "| new |")
+    replace_report(path, "| newer |")
+    assert path.read_text() == "above\n<!-- report -->\n| newer |\n<!-- /report -->\nbelow\n"
+
+
+@pytest.mark.parametrize("text", ["", "<!-- report -->", "<!-- /report -->\n<!-- report -->"])
+def test_a_page_without_the_marks_is_left_alone(tmp_path, text):
+    path = tmp_path / "page.md"
+    path.write_text(text)
+    with pytest.raises(RecordError, match=r"page\.md: has no line"):
+        replace_report(path, "| new |")
+    assert path.read_text() == text

@@ -1,0 +1,244 @@
+"""Training: it learns, repeats itself, and goes on where it was killed with the same numbers."""
+
+import json
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from qa_helpers.evaluation import answer, evaluate
+from qa_helpers.experiments import run_experiment
+from qa_helpers.features import make_windows
+from qa_helpers.machine import default_device, set_seed
+from qa_helpers.models import load_qa_model, set_trainable
+from qa_helpers.records import EvalSet, Experiment, read_record
+from qa_helpers.training import COMPLETE, Settings, last_checkpoint, train
+
+
+def trained(course, tokenizer, folder, settings, after_epoch=None, what="last:1"):
+    """A model trained on 12 questions, and the history. The last layer alone trains fast."""
+    model = set_trainable(load_qa_model(seed=settings.seed), what).to(default_device())
+    set_seed(settings.seed)
+    return model, train(model, tokenizer, make_windows(course[:12], tokenizer), settings, folder, after_epoch)
+
+
+def weights(model):
+    return {name: value.cpu() for name, value in model.state_dict().items()}
+
+
+def same_weights(one, other):
+    return all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+
+
+SHORT = Settings(epochs=3, batch_size=4, learning_rate=1e-3, log_every=2)
+
+
+def test_the_same_seed_gives_the_same_weights_and_losses_another_seed_others(tmp_path, course, tokenizer):
+    one, history = trained(course, tokenizer, tmp_path / "one", SHORT)
+    same, same_history = trained(course, tokenizer, tmp_path / "same", SHORT)
+    assert history == same_history
+    assert same_weights(one, same)
+    other = Settings(**vars(SHORT) | {"seed": 1})
+    _, other_history = trained(course, tokenizer, tmp_path / "other", other)
+    assert history.losses != other_history.losses
+
+
+def test_losses_are_means_since_the_last_entry_and_none_spans_two_epochs(tmp_path, course, tokenizer):
+    _, every_step = trained(course, tokenizer, tmp_path / "a", Settings(**vars(SHORT) | {"log_every": 1}))
+    _, history = trained(course, tokenizer, tmp_path / "b", SHORT)
+    assert [step for step, _ in every_step.losses] == list(range(1, 10))  # 3 epochs of 3 batches of 4
+    assert [step for step, _ in history.losses] == [2, 3, 4, 6, 8, 9]
+    losses = [loss for _, loss in every_step.losses]
+    expected = [losses[0:2], losses[2:3], losses[3:4], losses[4:6], losses[6:8], losses[8:9]]
+    assert [loss for _, loss in history.losses] == pytest.approx([sum(part) / len(part) for part in expected], rel=1e-5)
+
+
+def test_scoring_after_an_epoch_is_kept_and_does_not_change_the_training(tmp_path, course, tokenizer):
+    def after_epoch(model):
+        torch.rand(100)  # draws, as a scoring with dropout would
+        answer(model, tokenizer, course[:4])
+        return {"number": len(calls) + 1, "grad": calls.append(model.training)}
+
+    calls = []
+    plain, history = trained(course, tokenizer, tmp_path / "plain", SHORT)
+    scored, scored_history = trained(course, tokenizer, tmp_path / "scored", SHORT, after_epoch)
+    assert same_weights(plain, scored)
+    assert scored_history.losses == history.losses
+    assert history.epochs == []
+    assert scored_history.epochs == [{"epoch": n, "number": n, "grad": None} for n in (1, 2, 3)]
+    assert not scored.training
+
+
+def test_batches_are_padded_to_their_longest_window_and_grouped_by_length(tmp_path, course, tokenizer):
+    model = set_trainable(load_qa_model(), "head").to(default_device())
+    windows = make_windows(course[::5], tokenizer)
+    masks = []
+    model.register_forward_pre_hook(
+        lambda _module, _args, inputs: masks.append(inputs["attention_mask"].cpu()), with_kwargs=True
+    )
+    train(model, tokenizer, windows, Settings(epochs=1, batch_size=4), tmp_path)
+    lengths = sorted(map(len, windows))
+    assert sorted(length for mask in masks for length in mask.sum(dim=1).tolist()) == lengths
+    assert all(mask.shape[1] == mask.sum(dim=1).max() for mask in masks)
+    padding = sum(int((mask == 0).sum()) for mask in masks)
+    draws = [random.Random(i).sample(lengths, 4) for i in range(len(masks))]
+    padding_by_chance = sum(4 * max(draw) - sum(draw) for draw in draws)
+    assert padding < padding_by_chance / 2
+
+
+@pytest.mark.slow
+def test_eight_questions_are_learned_by_heart(tmp_path, course, tokenizer):
+    rows = course[:600:75]  # of eight passages
+    model = load_qa_model().to(default_device())
+    windows = make_windows(rows, tokenizer)
+    before = answer(model, tokenizer, rows).loss
+    history = train(model, tokenizer, windows, Settings(epochs=14, batch_size=4, learning_rate=5e-4), tmp_path)
+    found = answer(model, tokenizer, rows)
+    assert [result.exact_match for result in evaluate(found.predictions, rows)] == [True] * 8
+    assert history.losses[-1][0] == 14 * 2  # steps
+    assert history.losses[0][1] > 4  # about log of the tokens to choose from
+    assert history.losses[-1][1] < 0.5
+    assert found.loss < 0.1 * before
+
+
+# ---- checkpoints ------------------------------------------------------------------------------------------------
+def checkpoint(folder: Path, step: int, complete: bool) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "trainer_state.json").write_text("{}")
+    if complete:
+        (path / COMPLETE).touch()
+    return path
+
+
+def test_the_newest_complete_checkpoint_is_chosen_and_unfinished_ones_go(tmp_path):
+    assert last_checkpoint(tmp_path / "absent") is None
+    assert last_checkpoint(tmp_path) is None
+    kept = [checkpoint(tmp_path, step, complete=True) for step in (9, 10, 100)]
+    checkpoint(tmp_path, 99, complete=False)
+    checkpoint(tmp_path, 1000, complete=False)
+    assert last_checkpoint(tmp_path) == str(kept[-1])
+    assert set(tmp_path.iterdir()) == set(kept)
+
+
+def test_only_unfinished_checkpoints_are_none(tmp_path):
+    checkpoint(tmp_path, 3, complete=False)
+    assert last_checkpoint(tmp_path) is None
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_a_run_that_failed_goes_on_and_two_checkpoints_are_kept(tmp_path, course, tokenizer):
+    def fails_in(epoch):
+        def after_epoch(_model):
+            numbers.append(len(numbers))
+            if len(numbers) == epoch:
+                raise StoppedError
+            return {}
+
+        numbers = []
+        return after_epoch
+
+    whole, history = trained(course, tokenizer, tmp_path / "whole", SHORT, lambda _model: {})
+    with pytest.raises(StoppedError):
+        trained(course, tokenizer, tmp_path / "cut", SHORT, fails_in(3))
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == {"checkpoint-3", "checkpoint-6"}
+    assert (tmp_path / "cut" / "checkpoint-6" / COMPLETE).exists()
+    resumed, resumed_history = trained(course, tokenizer, tmp_path / "cut", SHORT, lambda _model: {})
+    assert resumed_history == history
+    assert same_weights(whole, resumed)
+    finished, finished_history = trained(course, tokenizer, tmp_path / "cut", SHORT, lambda _model: 1 / 0)
+    assert finished_history == history  # nothing is left to train
+    assert same_weights(whole, finished)
+
+
+def test_an_unfinished_checkpoint_is_not_gone_on_from(tmp_path, course, tokenizer):
+    whole, history = trained(course, tokenizer, tmp_path, SHORT)
+    (tmp_path / "checkpoint-9" / COMPLETE).unlink()
+    (tmp_path / "checkpoint-9" / "optimizer.pt").unlink()
+    (tmp_path / "checkpoint-9" / "model.safetensors").write_bytes(b"half")
+    resumed, resumed_history = trained(course, tokenizer, tmp_path, SHORT)
+    assert resumed_history == history
+    assert same_weights(whole, resumed)
+
+
+# ---- killed -----------------------------------------------------------------------------------------------------
+KILLED = Experiment(
+    name="killed",
+    train_size=24,
+    epochs=3,
+    batch_size=8,
+    learning_rate=5e-4,
+    evaluations={"first": EvalSet(limit=8)},
+    probe_size=4,
+)
+
+
+def being_written(checkpoint, file):
+    """Whether a checkpoint has this file already but is not complete yet."""
+    return lambda home: (home / "checkpoints" / checkpoint / file).exists() and not complete(checkpoint)(home)
+
+
+def complete(checkpoint):
+    return lambda home: (home / "checkpoints" / checkpoint / COMPLETE).exists()
+
+
+MOMENTS = {  # when: (what must be seen in the run's folder, at most so many seconds later)
+    "in the first epoch": (lambda home: (home / "experiment.json").exists(), 1.5),
+    "while the first checkpoint is written": (being_written("checkpoint-3", "config.json"), 0),
+    "in the second epoch": (complete("checkpoint-3"), 0.5),
+    "while the second checkpoint is written": (being_written("checkpoint-6", "model.safetensors"), 0),
+    "in the third epoch": (complete("checkpoint-6"), 0.5),
+    "while the third checkpoint is written": (being_written("checkpoint-9", "model.safetensors"), 0),
+    "while the model is written": (lambda home: (home / "model.unfinished").exists(), 0),
+    "while the answers are scored": (lambda home: (home / "model").exists(), 0),
+}
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_numbers_of_one_never_killed(tmp_path):
+    context = multiprocessing.get_context("forkserver")  # imports the libraries once, in a process of its own
+    context.set_forkserver_preload(["qa_helpers.experiments"])
+
+    def start(folder):
+        process = context.Process(target=run_experiment, args=(KILLED, folder))
+        process.start()
+        return process
+
+    def finish(folder):
+        process = start(folder)
+        process.join(300)
+        assert process.exitcode == 0
+        return read_record(folder / "killed" / "run.json")
+
+    home = tmp_path / "cut" / "killed"
+    delays = random.Random(time.time_ns())
+    for moment, (reached, at_most) in MOMENTS.items():
+        process = start(home.parent)
+        while not reached(home):
+            assert process.is_alive(), f"ended before it could be killed {moment}"
+            time.sleep(0.0005)
+        time.sleep(delays.uniform(0, at_most))
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, f"ended before it could be killed {moment}"
+        assert at_most or reached(home), f"was not killed {moment}"
+        assert not (home / "run.json").exists()
+
+    cut, whole = finish(home.parent), finish(tmp_path / "whole")
+    assert len(whole.losses) == len(whole.epochs) == 3
+    differing = {
+        name for name, value in whole.model_dump().items() if json.dumps(value) != json.dumps(cut.model_dump()[name])
+    }
+    assert differing <= {"timing"}
+    assert not (home / "checkpoints").exists()
+    assert {path.name for path in home.iterdir() if not path.name.endswith(".tmp")} == {
+        "experiment.json",
+        "model",
+        "run.json",
+    }
