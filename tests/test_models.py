@@ -298,6 +298,15 @@ def test_the_head_computes_in_float32_under_autocast(inputs):
     assert (output.start_logits != rounded).float().mean() > 0.5  # and not bfloat16's numbers in float32's clothes
 
 
+def test_the_head_takes_bfloat16_and_computes_in_float32():
+    """As an encoder gives it whose last layer is no LayerNorm."""
+    head, x = Float32Linear.like(nn.Linear(5, 2)), torch.randn(3, 5).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = head(x)
+    assert output.dtype == torch.float32
+    assert torch.equal(output, nn.functional.linear(x.float(), head.weight, head.bias))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_head_is_the_layer_it_was_made_of(bias):
     torch.manual_seed(0)
