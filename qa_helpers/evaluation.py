@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from qa_helpers.features import MAX_LENGTH, STRIDE, Window, make_windows
-from qa_helpers.machine import autocast
+from qa_helpers.machine import autocast, progress_bar
 
 MAX_ANSWER_TOKENS = 30  # the usual limit; SQuAD answers of the validation set have a median of 2 words
 BATCH_SIZE = 32  # windows a forward call; they are sorted by length first, so that hardly any padding is computed
@@ -74,16 +73,31 @@ def best_spans(
         n_best: spans a row; fewer if there are fewer than that in the whole band.
         max_tokens: length of the longest span.
     """
-    batch, tokens = start_logits.shape
     start_logits = start_logits.float().masked_fill(~allowed, -torch.inf)
     end_logits = end_logits.float().masked_fill(~allowed, -torch.inf)
-    # band[b, s, k] is the end logit at s + k: the scores need (tokens x max_tokens) numbers, not tokens squared.
     padded = nn.functional.pad(end_logits, (0, max_tokens - 1), value=-torch.inf)
-    band = padded.unfold(dimension=1, size=max_tokens, step=1)
-    scores = (start_logits[:, :, None] + band).reshape(batch, tokens * max_tokens)
+    # Each start's best end first: the n best spans of a row begin among its n best starts, so that all other
+    # starts can be left out without losing any of them.
+    best_end = nn.functional.max_pool1d(padded, max_tokens, stride=1)
+    starts = (start_logits + best_end).topk(min(n_best, start_logits.shape[1]), dim=1).indices
+    ends = padded.unfold(1, max_tokens, 1).gather(1, starts[:, :, None].expand(-1, -1, max_tokens))
+    scores = (start_logits.gather(1, starts)[:, :, None] + ends).flatten(1)
     top, index = scores.topk(min(n_best, scores.shape[1]), dim=1)
-    starts = index // max_tokens
-    return SpanBatch(top, starts, starts + index % max_tokens, scores.logsumexp(dim=1))
+    starts = starts.gather(1, index // max_tokens)
+    return SpanBatch(top, starts, starts + index % max_tokens, _log_total(start_logits, padded, max_tokens))
+
+
+def _log_total(start_logits: torch.Tensor, padded_end_logits: torch.Tensor, max_tokens: int) -> torch.Tensor:
+    """log of the sum over all allowed spans of exp(start logit + end logit), without listing them: (batch,).
+
+    In float64, where exp(-700) is still a number; spans further below the best start and end count as nothing.
+    """
+    start, end = start_logits.double(), padded_end_logits.double()
+    start_top = start.amax(1, keepdim=True).clamp(min=-1e30)  # finite also where a row allows nothing
+    end_top = end.amax(1, keepdim=True).clamp(min=-1e30)
+    ends = (end - end_top).exp().unfold(1, max_tokens, 1).sum(2)
+    total = ((start - start_top).exp() * ends).sum(1)
+    return (total.log() + start_top[:, 0] + end_top[:, 0]).float()
 
 
 def window_logits(
@@ -96,20 +110,20 @@ def window_logits(
     """Run the model over windows, those of like length together.
 
     Yields:
-        The windows' indices, and their start and end logits as float32 on the model's device, (batch, tokens).
+        The windows' indices, and their start and end logits as float32 on the CPU, (batch, tokens).
     """
     device = next(model.parameters()).device
     order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))  # longest first: memory runs out at once
     was_training = model.training
     model.eval()
     try:
-        with tqdm(total=len(windows), desc=progress, unit="window", leave=False) as bar:
+        with progress_bar(total=len(windows), desc=progress, unit="window") as bar:
             for at in range(0, len(order), batch_size):
                 chosen = order[at : at + batch_size]
                 batch = tokenizer.pad(_columns([windows[i].inputs for i in chosen]), return_tensors="pt")
                 with torch.inference_mode(), autocast(device):
                     output = model(**batch.to(device))
-                yield chosen, output.start_logits.float(), output.end_logits.float()
+                yield chosen, output.start_logits.float().cpu(), output.end_logits.float().cpu()
                 bar.update(len(chosen))
     finally:
         model.train(was_training)
@@ -156,7 +170,7 @@ def answer(
     for chosen, start_logits, end_logits in window_logits(model, windows, tokenizer, progress=progress):
         for i, loss in zip(chosen, _losses(windows, chosen, start_logits, end_logits), strict=True):
             losses[i] = loss
-        spans = best_spans(start_logits, end_logits, _passage_mask(windows, chosen, start_logits), n_best)
+        spans = best_spans(start_logits, end_logits, _passage_mask(windows, chosen, start_logits.shape[1]), n_best)
         scores, starts, ends, log_totals = (tensor.tolist() for tensor in spans)
         for row, i in enumerate(chosen):
             window = windows[i]
@@ -174,24 +188,25 @@ def answer(
     return Answers(predictions, float(losses.mean()) if labelled else float("nan"))
 
 
-def _passage_mask(windows: Sequence[Window], chosen: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
-    position = torch.arange(logits.shape[1])
+def _passage_mask(windows: Sequence[Window], chosen: Sequence[int], tokens: int) -> torch.Tensor:
+    position = torch.arange(tokens)
     first = torch.tensor([windows[i].first for i in chosen])[:, None]
     count = torch.tensor([len(windows[i].offsets) for i in chosen])[:, None]
-    return ((position >= first) & (position < first + count)).to(logits.device)
+    return (position >= first) & (position < first + count)
 
 
 def _losses(
     windows: Sequence[Window], chosen: Sequence[int], start_logits: torch.Tensor, end_logits: torch.Tensor
 ) -> list[float]:
-    """The span head's training loss a window: mean cross-entropy of start and end over all tokens of the batch."""
-    starts = torch.tensor([windows[i].start for i in chosen], device=start_logits.device)
-    ends = torch.tensor([windows[i].end for i in chosen], device=start_logits.device)
+    """The span head's training loss a window: mean cross-entropy of start and end over its own tokens."""
     padding = torch.arange(start_logits.shape[1]) >= torch.tensor([[len(windows[i])] for i in chosen])
-    padding = padding.to(start_logits.device)
-    loss = nn.functional.cross_entropy(start_logits.masked_fill(padding, -torch.inf), starts, reduction="none")
-    loss = loss + nn.functional.cross_entropy(end_logits.masked_fill(padding, -torch.inf), ends, reduction="none")
-    return (loss / 2).tolist()
+    labels = torch.tensor([(windows[i].start, windows[i].end) for i in chosen])
+    both = [
+        nn.functional.cross_entropy(logits.masked_fill(padding, -torch.inf), label, reduction="none")
+        for logits, label in zip((start_logits, end_logits), labels.unbind(1), strict=True)
+    ]
+    losses: list[float] = ((both[0] + both[1]) / 2).tolist()
+    return losses
 
 
 def _merge(

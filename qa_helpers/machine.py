@@ -33,6 +33,16 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets|huggingface_hub)(\.|$)")
 
 
+def progress_bar(**options: Any) -> Any:
+    """A tqdm bar that fits notebook or terminal, gone when done, and silent under TQDM_DISABLE=1.
+
+    tqdm itself heeds that variable in terminals only.
+    """
+    from tqdm.auto import tqdm
+
+    return tqdm(disable=os.environ.get("TQDM_DISABLE", "") not in ("", "0"), leave=False, **options)
+
+
 def default_device() -> torch.device:
     """The accelerator if there is one (CUDA, then Apple's MPS), else the CPU."""
     if torch.cuda.is_available():

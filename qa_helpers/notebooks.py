@@ -71,9 +71,9 @@ def notebook_environment(scale: str, runs_dir: Path) -> dict[str, str]:
         "PYTHONHASHSEED": "0",  # sets and dict views print in the same order each time
         "TQDM_DISABLE": "1",  # a stored progress bar shows timings, which differ each time
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # figures show even under MPLBACKEND=agg
+        "OMP_NUM_THREADS": "2",  # as the stored outputs were made: sums in another order round differently
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # or each kernel's start warns about frozen modules
     }
-    environment.setdefault("OMP_NUM_THREADS", "2")
     if scale == "quick":
         environment["HF_HUB_OFFLINE"] = "1"  # everything that quick needs comes with the installed packages
     # The kernel imports the package that started it, also from a checkout that is not installed.

@@ -15,6 +15,7 @@ from qa_helpers.data import Sampling, sample_indices
 from qa_helpers.files import CourseError, read_json, write_atomically
 from qa_helpers.statistics import Interval
 
+ROUNDING = 0.02  # percent: scores are rounded to two decimals, F1 of a question to four
 METRICS = ("string_equality", "exact_match", "f1", "contained")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
@@ -42,8 +43,14 @@ class EvalSet(_Model):
     seed: Seed = 0
 
     def indices(self, size: int) -> list[int]:
-        """The questions' places in a validation set of `size` questions."""
-        limit = size if self.limit is None else min(self.limit, size)
+        """The questions' places in a validation set of `size` questions.
+
+        Raises:
+            RecordError: if there are fewer than `limit`.
+        """
+        limit = size if self.limit is None else self.limit
+        if limit > size:
+            raise RecordError(f"an evaluation set of {limit} questions was asked of a validation set of {size}")
         return list(range(limit)) if self.sampling == "first" else sample_indices(size, limit, self.seed)
 
 
@@ -157,12 +164,24 @@ class Timing(_Model):
     peak_memory_mib: Annotated[float, Field(ge=0)]
 
 
+class Machine(_Model):
+    """What ran it, see `machine.describe_machine`."""
+
+    device: str
+    device_name: str
+    precision: str
+    threads: Positive
+    memory_gib: Annotated[float, Field(ge=0)]
+    system: str
+    versions: dict[str, str]
+
+
 class Run(_Model):
     """An experiment and what came of it; as JSON, a record."""
 
     schema_version: Literal[1] = 1  # a later schema that reads differently gets the next number
     experiment: Experiment
-    machine: dict[str, Any]
+    machine: Machine
     fingerprints: Fingerprints
     parameters: tuple[Count, Count]  # trained, all
     losses: list[tuple[int, float]]  # (optimizer step, mean training loss since the last entry)
@@ -180,6 +199,10 @@ class Run(_Model):
         for name, places in self.indices.items():
             if len(places) != self.scores[name].questions or any(not 0 <= place < size for place in places):
                 raise ValueError(f"the indices of '{name}' do not fit its scores and the {size} questions")
+            for metric in METRICS:
+                mean = 100 * float(self.column(metric, name).mean())
+                if abs(mean - getattr(self.scores[name], metric).value) > ROUNDING:
+                    raise ValueError(f"the {metric} of '{name}' is not the mean of its questions, {mean:.2f}")
         return self
 
     def column(self, metric: str, evaluation: str) -> np.ndarray:
@@ -248,7 +271,7 @@ def format_report(runs: Iterable[Run]) -> str:
                 f"{name} ({scores.questions:,})",
                 *(str(getattr(scores, metric)) for metric in ("string_equality", "exact_match", "f1")),
                 f"{timing.train_seconds:.0f} s, {timing.train_questions_per_second:.0f} questions/s",
-                f"{run.machine['device_name']}, {run.machine['threads']} threads, {run.machine['precision']}",
+                f"{run.machine.device_name}, {run.machine.threads} threads, {run.machine.precision}",
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

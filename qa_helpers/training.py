@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from qa_helpers.features import Window, training_features
-from qa_helpers.machine import default_device, has_native_bf16, quiet
+from qa_helpers.machine import default_device, has_native_bf16, progress_bar, quiet
 
 COMPLETE = "complete"  # the file that marks a checkpoint as written to its end
 EPOCH_KEY = "epoch_scores"  # under which per-epoch scores stand in the Trainer's log, and so in its checkpoints
@@ -143,7 +142,7 @@ class _ProgressBar(TrainerCallback):
     """One bar over all steps with the latest loss."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", leave=False)
+        self.bar = progress_bar(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)

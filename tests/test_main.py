@@ -44,11 +44,12 @@ def test_rerun_says_same(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_rerun_says_off_and_fails(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = json.loads((tiny_run / "record.json").read_text())
-    raw["scores"]["few"]["exact_match"] = {"value": 99.0, "low": 98.0, "high": 100.0}
+    raw["questions"]["exact_match"] = [1] * 8
+    raw["scores"]["few"]["exact_match"] = {"value": 100.0, "low": 100.0, "high": 100.0}
     forged = tiny_run / "forged.json"
     forged.write_text(json.dumps(raw))
     assert main(["rerun", str(forged), "--folder", str(tiny_run / "rerun")]) == 1
-    assert "99.00" in next(line for line in capsys.readouterr().out.splitlines() if line.endswith("off"))
+    assert "100.00" in next(line for line in capsys.readouterr().out.splitlines() if line.endswith("off"))
 
 
 def test_report_into_a_file(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

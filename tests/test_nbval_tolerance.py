@@ -16,8 +16,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from qa_helpers.nbval_tolerance import Tolerance, parse_tolerance, snap
 from qa_helpers.checks import FIGURES_MIME
+from qa_helpers.nbval_tolerance import Tolerance, parse_tolerance, snap
 
 TAGGED = ["nbval-tol:rel=0.02;abs=0.001"]
 

@@ -207,11 +207,11 @@ def test_dead_and_hanging_kernels_are_told(tmp_path: Path, source: str, message:
     assert not (tmp_path / "after").exists()
 
 
-def test_environment_respects_the_threads_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert notebook_environment("quick", tmp_path)["OMP_NUM_THREADS"] == "2"
+def test_environment_pins_what_decides_the_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert notebook_environment("quick", tmp_path)["OMP_NUM_THREADS"] == "1"
+    environment = notebook_environment("quick", tmp_path)
+    assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment["QA_RUNS_DIR"] == str(tmp_path.resolve())
     assert os.environ.get("QA_RUNS_DIR") != str(tmp_path)  # our own environment is left alone
 
 

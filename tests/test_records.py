@@ -22,9 +22,18 @@ from qa_helpers.records import (
 )
 from qa_helpers.statistics import Interval
 
-SCORE = {"value": 50.0, "low": 12.5, "high": 87.5}
-PROBE = {"loss": 2.5, "exact_match": 25.0, "f1": 33.33}
 METRICS = ("string_equality", "exact_match", "f1", "contained")
+
+
+def scored(questions, *values):
+    """Scores of an evaluation set, by metric in order, each with an interval."""
+    return {"questions": questions} | {
+        metric: {"value": value, "low": value / 4, "high": min(100.0, value + 37.5)}
+        for metric, value in zip(METRICS, values, strict=True)
+    }
+
+
+PROBE = {"loss": 2.5, "exact_match": 25.0, "f1": 33.33}
 VALID = {
     "schema_version": 1,
     "experiment": {
@@ -34,14 +43,22 @@ VALID = {
         "start_from": None,
         "learning_rate": 0.0005,
     },
-    "machine": {"device_name": "a processor", "threads": 2, "precision": "fp32", "versions": {"torch": "2"}},
+    "machine": {
+        "device": "cpu",
+        "device_name": "a processor",
+        "precision": "fp32",
+        "threads": 2,
+        "memory_gib": 8.0,
+        "system": "Linux x86_64",
+        "versions": {"torch": "2"},
+    },
     "fingerprints": {"train": "0123456789abcdef", "eval": "fedcba9876543210"},
     "parameters": [10, 20],
     "losses": [[10, 1.25], [20, 0.5]],
     "epochs": [{"epoch": 1, "train": PROBE, "eval": PROBE}],
     "scores": {
-        "first": {"questions": 2} | dict.fromkeys(METRICS, SCORE),
-        "all": {"questions": 3} | dict.fromkeys(METRICS, SCORE),
+        "first": scored(2, 0.0, 50.0, 50.0, 50.0),
+        "all": scored(3, 33.33, 66.67, 55.56, 66.67),
     },
     "indices": {"first": [0, 1], "all": [2, 0, 1]},
     "questions": {
@@ -88,8 +105,8 @@ def test_a_valid_record_is_read(run):
     assert run.experiment.command == "python -m qa_helpers rerun records/tiny.json"
     assert run.column("exact_match", "all").tolist() == [1, 1, 0]
     assert run.column("prediction", "first").tolist() == ["the Cardinals", ""]
-    assert str(run.scores["all"].f1) == "50.0 [12.5, 87.5]"
-    assert run.scores["all"].f1.half_width == 37.5
+    assert str(run.scores["first"].f1) == "50.0 [12.5, 87.5]"
+    assert run.scores["first"].f1.half_width == 37.5
 
 
 def test_writing_and_reading_change_nothing(tmp_path, run, finished):
@@ -177,6 +194,8 @@ FAULTS = {  # what is wrong: (how it comes about, what the message must say)
     "a percentage above 100": (at("scores", "all", "f1", value=100.1), ("scores.all.f1.value: ", "100")),
     "a percentage below 0": (at("scores", "all", "exact_match", low=-0.1), ("scores.all.exact_match.low: ", "0")),
     "a percentage as text": (at("scores", "all", "f1", high="87.5"), ("scores.all.f1.high: ", "number")),
+    "a score that is not its questions' mean": (at("scores", "all", "f1", value=60.0), ("f1 of 'all'", "55.56")),
+    "a machine without a name": (at("machine", device_name=...), ("machine.device_name: Field required",)),
     "a metric missing": (at("scores", "all", contained=...), ("scores.all.contained: Field required",)),
     "a loss that is no pair": (at(losses=[[10, 1.0], [20]]), ("losses.1",)),
     "a loss that is text": (at(losses=[[10, "low"]]), ("losses.0.1: ", "number")),
@@ -351,7 +370,7 @@ def test_the_report_has_a_line_an_evaluation_set(run):
     lines = format_report([run, run]).splitlines()
     assert len(lines) == 2 + 2 * 2
     assert {line.count("|") for line in lines} == {9}
-    assert "| tiny | 16 of courseqa, 3 epochs, batch 8 | first (2) | 50.0 [12.5, 87.5] |" in lines[2]
+    assert "| tiny | 16 of courseqa, 3 epochs, batch 8 | first (2) | 0.0 [0.0, 37.5] |" in lines[2]
 
 
 def test_the_report_is_put_between_the_marks_and_only_there(tmp_path):
