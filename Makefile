@@ -49,8 +49,8 @@ format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-clean:  ## remove what the targets above made, the environment too
-	rm -rf $(VENV) build runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove the environment and all that can be made anew; runs/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

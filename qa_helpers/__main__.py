@@ -4,13 +4,12 @@ Exit codes: 0 done and as expected; 1 done, but something is missing or off; 2 b
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qa_helpers.files import CourseError
+from qa_helpers.files import CourseError, hub_is_off
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +89,8 @@ def rerun(options: argparse.Namespace) -> int:
     worst = 0
     for record in [read_record(path) for path in options.records]:
         _, comparisons = experiments.rerun(record, options.folder)
-        print(f"{record.experiment.name} (tolerance {experiments.RERUN_SPREAD} points)")
+        print(f"{record.experiment.name} (tolerance {experiments.RERUN_SPREAD} points): what was run")
+        print(f"  {record.experiment.model_dump_json(exclude={'name'})}")
         print(f"  {'figure':34} recorded     now")
         for one in comparisons:
             print(f"  {one.figure:34} {one.recorded:8.2f} {one.now:7.2f}  {one.verdict}")
@@ -177,7 +177,7 @@ def _model_report(name: str) -> tuple[bool, str]:
 def _hub_report(seconds: float = 3.0) -> str:
     import socket
 
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    if hub_is_off():
         return "not asked: HF_HUB_OFFLINE is set; only what is in its cache can be loaded"
     try:
         socket.create_connection(("huggingface.co", 443), timeout=seconds).close()
@@ -190,7 +190,7 @@ def _scale_report(device: str, complete: bool, squad: bool) -> str:
     if not complete:
         return "none yet: the quick scale lacks what is marked above"
     if device == "cpu":
-        return "quick (the default); class takes about an hour on a CPU and needs SQuAD"
+        return "quick (the default); class takes minutes a run on a CPU and needs SQuAD"
     return f"class (QA_SCALE=class){'' if squad else ', once SQuAD is there'}; quick works too"
 
 

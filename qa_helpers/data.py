@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qa_helpers.files import CourseError, read_json
+from qa_helpers.files import CourseError, hub_is_off, read_json
 
 ASSETS = Path(__file__).parent / "assets"
 HUB_NAME = {"squad": "rajpurkar/squad"}  # the bare name "squad" no longer loads
@@ -159,7 +159,8 @@ def load_qa(
 
     Args:
         name: "courseqa" (in the package), "squad" (the folder `$QA_DATA_DIR/squad` if that variable is set, else
-            the Hub's `rajpurkar/squad`), a folder with `train.json` and `dev.json`, or one SQuAD-format JSON file.
+            the Hub's `rajpurkar/squad`, whose rows are taken as they are), a folder with `train.json` and
+            `dev.json`, or one SQuAD-format JSON file.
         split: "train" (the default) or "validation"; a single file has no splits.
         limit: how many questions; all of them if None.
         sampling: "first" takes `split[:limit]` in file order; "random" draws without replacement by `seed`, and a
@@ -241,8 +242,7 @@ def _load_from_hub(hub_name: str, split: str) -> Any:
     # What an absent network raises changes with the client library (ConnectionError, OfflineModeIsEnabled,
     # httpx and huggingface_hub errors, FileNotFoundError), and all of it means the same to the user.
     except Exception as problem:
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-        reason = "HF_HUB_OFFLINE is set and it is not in the cache" if offline else type(problem).__name__
+        reason = "HF_HUB_OFFLINE is set and it is not in the cache" if hub_is_off() else type(problem).__name__
         raise DataError(
             f"'{hub_name}' could not be loaded from the Hugging Face Hub ({reason}); connect to the network, or set "
             "QA_DATA_DIR to a folder that holds squad/train-v1.1.json and squad/dev-v1.1.json"

@@ -151,14 +151,27 @@ def run_experiment(experiment: Experiment, folder: Path | str | None = None, aga
         CourseError: if the data or the model cannot be had, or the folder holds another experiment of this name.
     """
     home = Path(folder or runs_folder()) / experiment.name
-    if again:
-        shutil.rmtree(home, ignore_errors=True)
+    if again and home.exists():
+        if not (home / "experiment.json").is_file():
+            raise RecordError(f"{home}: is no run's folder, so nothing in it is replaced; give another folder or name")
+        shutil.rmtree(home)
     _claim(home, experiment)
     if (home / "run.json").exists():
-        return read_record(home / "run.json")
+        return _read_back(home / "run.json")
     run = _train_and_evaluate(experiment, home)
     write_record(run, home / "run.json")
     shutil.rmtree(home / "checkpoints", ignore_errors=True)
+    return run
+
+
+def _read_back(path: Path) -> Run:
+    run = read_record(path)
+    train_rows, eval_rows, _ = _load_rows(run.experiment)
+    if _fingerprints(train_rows, eval_rows) != run.fingerprints:
+        raise RecordError(
+            f"{path}: the data have changed since this run; give the experiment another name, or run it with "
+            "again=True (--again on the command line)"
+        )
     return run
 
 
@@ -198,6 +211,8 @@ def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
         after_epoch if experiment.probe_size else None,
     )
     train_seconds = time.perf_counter() - begin
+    if not np.all(np.isfinite([loss for _, loss in history.losses])):
+        raise RecordError("training diverged: the loss is no finite number any more; lower the learning rate")
     _save_model(model, tokenizer, home / "model")
 
     begin = time.perf_counter()
@@ -339,7 +354,7 @@ def rerun(record: Run, folder: Path | str | None = None) -> tuple[Run, list[Comp
     """Train a recorded experiment again, in a folder of its own, and compare every score with the recorded one.
 
     A record may come from anybody: only the packaged models or models of the Hub, and the course's named data sets
-    are loaded, and nothing is written outside of `folder`.
+    are loaded, and nothing is written outside of `folder` but what the Hub's client keeps in its cache.
 
     Raises:
         CourseError: if the record names a path as model or data, or its data are not the ones at hand.
@@ -349,6 +364,8 @@ def rerun(record: Run, folder: Path | str | None = None) -> tuple[Run, list[Comp
         raise RecordError(f"the record's data '{experiment.data}' is no named data set; only those are re-run")
     if experiment.model not in models.PACKAGED and not models.is_hub_name(experiment.model):
         raise RecordError(f"the record's model '{experiment.model}' is no model's name; only named models are re-run")
+    if experiment.start_from:
+        raise RecordError(f"'{experiment.name}' starts from '{experiment.start_from}', which a record does not hold")
     train_rows, eval_rows, _ = _load_rows(experiment)
     if _fingerprints(train_rows, eval_rows) != record.fingerprints:
         raise RecordError(

@@ -17,7 +17,7 @@ import numpy as np
 from qa_helpers.data import DataError
 
 MAX_LENGTH = 384  # tokens a window; BERT's choice for SQuAD
-STRIDE = 128  # tokens that consecutive windows of one passage share; likewise
+STRIDE = 128  # tokens that consecutive windows of one passage share (in BERT's own script: the step between them)
 CHUNK = 500  # questions tokenized at once: the tokenizer's own objects take far more memory than the windows
 
 

@@ -75,6 +75,11 @@ def write_atomically(path: Path | str, text: str) -> None:
         raise
 
 
+def hub_is_off() -> bool:
+    """Whether `HF_HUB_OFFLINE` forbids the network, read as the Hub's own client reads it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+
 def project_folder() -> Path:
     """The folder that holds `records/` and `runs/`: the course's checkout, or the current folder outside of one."""
     checkout = Path(__file__).resolve().parents[1]

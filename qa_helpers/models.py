@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from qa_helpers.files import CourseError
+from qa_helpers.files import CourseError, hub_is_off
 from qa_helpers.machine import quiet, set_seed
 
 
@@ -194,11 +194,11 @@ def _from_pretrained(factory: Any, name: str, **options: Any) -> Any:
 
 
 def _why_not_loaded(name: str, problem: Exception) -> str:
-    if name in PACKAGED:
+    if name == "smollm2":
         return f"'{name}' ({PACKAGED[name].source}) is no encoder, which a span head needs; use 'minilm'"
-    if os.path.isdir(name):
+    if name in PACKAGED or os.path.isdir(name):
         return f"{name}: is no model that can be loaded from safetensors ({str(problem).splitlines()[0]})"
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    if hub_is_off():
         why = "HF_HUB_OFFLINE is set and it is not in the cache"
     else:
         why = "no such model there with safetensors weights, or no network"

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 TOLERANCE_TAG = "nbval-tol"  # what the tag means is told in nbval_tolerance
+PATIENCE = 16  # times as long may a cell take at the larger scales
 CELL_TIMEOUT = 900  # seconds; a quick notebook takes under 120 as a whole, so a cell that needs more hangs
 MEMORY_STEP = 0.1  # seconds between two samples of a kernel's memory
 TRACEBACK_LINES = 8  # of a failed cell: its last calls and the error, still readable in a terminal
@@ -275,6 +276,7 @@ def run_notebooks(
 
     scale = "quick" if refresh else os.environ.get("QA_SCALE", "quick")
     kept = None if refresh else os.environ.get("QA_RUNS_DIR")
+    timeout *= 1 if scale == "quick" else PATIENCE
     notebooks = {path: read_notebook(path) for path in paths}
     runs = []
     with tqdm(total=sum(len(notebook.cells) for notebook in notebooks.values()), unit="cell") as bar:

@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
 """
 
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,13 @@ def save_report_picture(runs: Iterable[Run], path: Path | str) -> None:
     """The README's picture: EM of recorded runs by the questions that were asked, as a PNG file."""
     runs = list(runs)
     scores = {
-        f"{label} ({runs[0].scores[name].questions:,}), seed {run.experiment.seed}": run.scores[name].exact_match
+        f"{label} ({run.scores[name].questions:,}), seed {run.experiment.seed}": run.scores[name].exact_match
         for name, label in (("first-500", "validation[:500]"), ("random-500", "random draw"), ("all", "all"))
         for run in runs
+        if name in run.scores
     }
-    size = runs[0].experiment.train_size
-    intervals(scores, f"MiniLM after {size:,} SQuAD questions: EM depends on the questions asked", "EM (%)")
+    names = {f"{run.experiment.model}, {run.experiment.train_size} questions of {run.experiment.data}" for run in runs}
+    intervals(scores, f"{' / '.join(sorted(names))}: EM depends on the questions asked", "EM (%)")
     plt.savefig(path, dpi=110, metadata={"Software": None})  # no version in the file: the same run, the same bytes
     plt.close()
 
@@ -155,7 +157,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     from IPython.display import Markdown
 
     def cell(value: Any) -> str:
-        return f"{value:.1f}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+        if isinstance(value, float):
+            return f"{value:.1f}"
+        text = html.escape(str(value), quote=False).replace("\n", " ")  # a prediction may hold anything
+        return re.sub(r"([\\|`*_$])", r"\\\1", text)
 
     lines = [header, ["---"] * len(header), *rows]
     return Markdown("\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines))

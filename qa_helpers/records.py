@@ -22,6 +22,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+Line = Annotated[str, Field(max_length=200, pattern=r"^[^|<>\x00-\x1f\x7f]*$")]  # safe in a table and a terminal
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]  # a record may come from anybody: no number to overflow or hang on
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as NumPy takes it
 
@@ -58,16 +59,16 @@ class Experiment(_Model):
     """Everything that decides a run's result, versions and machine apart."""
 
     name: Name
-    data: str = "courseqa"
+    data: Line = "courseqa"
     train_size: Positive | None = None  # None: the whole training set
     sampling: Sampling = "first"
     sampling_seed: Seed = 0
-    evaluations: Annotated[dict[Name, EvalSet], Field(min_length=1)] = {"all": EvalSet()}
+    evaluations: Annotated[dict[Name, EvalSet], Field(min_length=1, max_length=20)] = {"all": EvalSet()}
     model: Annotated[str, Field(min_length=1, max_length=200)] = "minilm"
     trainable: str = "all"  # as `models.set_trainable` takes it
     start_from: Name | None = None  # another run whose fine-tuned weights to start from
-    epochs: Positive = 3
-    batch_size: Positive = 8
+    epochs: Annotated[int, Field(ge=1, le=1_000)] = 3
+    batch_size: Annotated[int, Field(ge=1, le=4_096)] = 8
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     seed: Seed = 0
     probe_size: Count = 100  # training and validation questions scored after every epoch
@@ -91,10 +92,11 @@ class Score(_Model):
         """From an interval, to two decimals."""
         return cls(**{end: round(number, 2) for end, number in interval._asdict().items()})
 
-    @property
-    def half_width(self) -> float:
-        """Half of the interval's width."""
-        return (self.high - self.low) / 2
+    @model_validator(mode="after")
+    def _in_order(self) -> "Score":
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"the value {self.value} is not within its interval")
+        return self
 
     def __str__(self) -> str:
         """Such as `38.8 [32.0, 45.6]`."""
@@ -155,7 +157,10 @@ class Fingerprints(_Model):
 
 
 class Timing(_Model):
-    """Seconds of training (with the scoring after every epoch) and of the final evaluation, and speeds."""
+    """Seconds of training (with the scoring after every epoch) and of the final evaluation, and speeds.
+
+    Of a run that was killed and resumed, training counts from the last start only, and its speed means nothing.
+    """
 
     train_seconds: Annotated[float, Field(ge=0)]
     eval_seconds: Annotated[float, Field(ge=0)]
@@ -167,13 +172,13 @@ class Timing(_Model):
 class Machine(_Model):
     """What ran it, see `machine.describe_machine`."""
 
-    device: str
-    device_name: str
-    precision: str
+    device: Line
+    device_name: Line
+    precision: Line
     threads: Positive
     memory_gib: Annotated[float, Field(ge=0)]
-    system: str
-    versions: dict[str, str]
+    system: Line
+    versions: dict[Line, Line]
 
 
 class Run(_Model):
@@ -196,8 +201,12 @@ class Run(_Model):
         if not set(self.scores) == set(self.indices) == set(self.experiment.evaluations):
             raise ValueError("scores, indices and the experiment's evaluations differ in their sets")
         size = len(self.questions.id)
+        if len(set(self.questions.id)) != size:
+            raise ValueError("a question stands twice in `questions`")
         for name, places in self.indices.items():
-            if len(places) != self.scores[name].questions or any(not 0 <= place < size for place in places):
+            if not len(places) == len(set(places)) == self.scores[name].questions or any(
+                not 0 <= place < size for place in places
+            ):
                 raise ValueError(f"the indices of '{name}' do not fit its scores and the {size} questions")
             for metric in METRICS:
                 mean = 100 * float(self.column(metric, name).mean())
@@ -283,7 +292,10 @@ def replace_report(path: Path | str, report: str) -> None:
     Raises:
         RecordError: if the file lacks the marks.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise RecordError(f"{path}: cannot be read as text ({type(problem).__name__})") from None
     begin, end = REPORT_MARKS
     if not 0 <= text.find(begin) < text.find(end):
         raise RecordError(f"{path}: has no line '{begin}' followed by a line '{end}' to put the table between")

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 2_000  # the interval's ends then move by about a tenth of its width from seed to seed
-_BATCH_NUMBERS = 20_000_000  # numbers drawn at once, so that 10,570 questions need 160 MB and not 170 GB
+RESAMPLES = 2_000  # the interval's ends then move by about 2 % of its width (one standard deviation) between seeds
+_BATCH_NUMBERS = 20_000_000  # numbers drawn at once: at most 160 MB, however many questions there are
 
 
 class Interval(NamedTuple):

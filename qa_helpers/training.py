@@ -2,7 +2,8 @@
 
 Against the Trainer's defaults: batches of windows of like length, padded to their longest instead of to 384;
 bfloat16 autocast where the processor has it; fused AdamW; one checkpoint an epoch from which a killed run goes on
-with the same numbers. Everything else (linear decay of the learning rate, clipping at 1.0, AdamW's betas) is stock.
+with the same numbers. (The model does its part: no dropout on attention weights, a float32 head, see
+`models.load_qa_model`.) Everything else (linear decay of the learning rate, clipping at 1.0, AdamW's betas) is stock.
 """
 
 import shutil
@@ -98,6 +99,7 @@ def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
         logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,  # a diverged run must not look like one that learned nothing
         save_strategy="epoch",
         save_total_limit=2,  # one is complete at any moment, also while the next is being written
         report_to="none",

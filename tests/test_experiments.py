@@ -119,6 +119,23 @@ def test_again_trains_again_with_the_same_result_and_replaces_another_experiment
     assert read_experiment(tmp_path / "finished" / "experiment.json") == run.experiment
 
 
+def test_again_replaces_no_folder_that_is_not_a_runs(tmp_path, no_training):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "mine.ipynb").write_text("mine")
+    with pytest.raises(RecordError, match="is no run's folder"):
+        run_experiment(Experiment(name="notebooks"), tmp_path, again=True)
+    assert [path.name for path in (tmp_path / "notebooks").iterdir()] == ["mine.ipynb"]
+
+
+def test_a_result_on_other_data_is_not_read_back(finished, tmp_path, no_training):
+    folder, run = finished
+    shutil.copytree(folder / "finished", tmp_path / "finished")
+    other = run.model_copy(update={"fingerprints": run.fingerprints.model_copy(update={"train": "0" * 16})})
+    write_record(other, tmp_path / "finished" / "run.json")
+    with pytest.raises(RecordError, match="the data have changed since this run"):
+        run_experiment(run.experiment, tmp_path)
+
+
 def test_another_seed_gives_another_result(finished, tmp_path):
     _, run = finished
     other = run_experiment(but(run.experiment, seed=1), tmp_path)
@@ -306,7 +323,7 @@ def test_a_forged_score_is_off(finished, tmp_path, monkeypatch):
         ({"model": "here/model"}, "model 'here/model' is no model's name"),  # looks like a Hub name, is a folder
         ({"data": "here/data"}, "data 'here/data' is no named data set"),
         ({"data": "/etc/passwd"}, "data '/etc/passwd' is no named data set"),
-        ({"start_from": "absent"}, "no such model to start from"),
+        ({"start_from": "absent"}, "starts from 'absent', which a record does not hold"),
         ({"train_size": 17}, "their fingerprints differ"),
         ({"sampling": "random"}, "their fingerprints differ"),
         ({"evaluations": {"first": {"limit": 13}, "drawn": {}}}, "their fingerprints differ"),

@@ -66,8 +66,8 @@ def test_highlight_escapes_html() -> None:
 
 
 def test_table_escapes_and_rounds() -> None:
-    shown = plots.table(["name", "score"], [("a|b", 3.14159), ("two\nlines", 7)]).data
-    assert shown.splitlines()[2:] == ["| a\\|b | 3.1 |", "| two lines | 7 |"]
+    shown = plots.table(["name", "score"], [("a|b", 3.14159), ("two\nlines", 7), ("<b> $5 *", "_")]).data
+    assert shown.splitlines()[2:] == ["| a\\|b | 3.1 |", "| two lines | 7 |", "| &lt;b&gt; \\$5 \\* | \\_ |"]
 
 
 def test_picture_of_the_report_is_the_same_twice(run: Run, tmp_path: Path) -> None:

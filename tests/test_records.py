@@ -106,7 +106,6 @@ def test_a_valid_record_is_read(run):
     assert run.column("exact_match", "all").tolist() == [1, 1, 0]
     assert run.column("prediction", "first").tolist() == ["the Cardinals", ""]
     assert str(run.scores["first"].f1) == "50.0 [12.5, 87.5]"
-    assert run.scores["first"].f1.half_width == 37.5
 
 
 def test_writing_and_reading_change_nothing(tmp_path, run, finished):
@@ -195,6 +194,11 @@ FAULTS = {  # what is wrong: (how it comes about, what the message must say)
     "a percentage below 0": (at("scores", "all", "exact_match", low=-0.1), ("scores.all.exact_match.low: ", "0")),
     "a percentage as text": (at("scores", "all", "f1", high="87.5"), ("scores.all.f1.high: ", "number")),
     "a score that is not its questions' mean": (at("scores", "all", "f1", value=60.0), ("f1 of 'all'", "55.56")),
+    "an interval beside its value": (at("scores", "first", "f1", low=60.0), ("not within its interval",)),
+    "a question twice": (at("questions", id=["a", "b", "a"]), ("stands twice",)),
+    "an index twice": (at("indices", all=[0, 2, 2]), ("the indices of 'all' do not fit",)),
+    "a device that breaks a table": (at("machine", device_name="x | <b>"), ("machine.device_name: ", "pattern")),
+    "data that clear the screen": (at("experiment", data="\x1b[2J"), ("experiment.data: ", "pattern")),
     "a machine without a name": (at("machine", device_name=...), ("machine.device_name: Field required",)),
     "a metric missing": (at("scores", "all", contained=...), ("scores.all.contained: Field required",)),
     "a loss that is no pair": (at(losses=[[10, 1.0], [20]]), ("losses.1",)),
