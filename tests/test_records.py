@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from any_json import JSON, mutated, nodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -285,21 +286,6 @@ def test_an_experiment_alone_is_read_and_refused_alike(tmp_path):
 
 
 # ---- anything at all --------------------------------------------------------------------------------------------
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-def nodes(value, path=()):
-    """The paths of all nodes of a JSON value."""
-    yield path
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in pairs:
-        yield from nodes(inner, (*path, key))
-
-
 def read_or_refuse(read, folder, content):
     path = write(folder, content, "any.json")
     try:
@@ -315,15 +301,8 @@ def read_or_refuse(read, folder, content):
 @settings(max_examples=400)
 @given(st.data())
 def test_a_record_with_any_one_node_changed_is_read_or_refused(tmp_path_factory, data):
-    changed = unshared()
     path = data.draw(st.sampled_from(list(nodes(VALID))[1:]))
-    parent = changed
-    for key in path[:-1]:
-        parent = parent[key]
-    if data.draw(st.booleans()):
-        del parent[path[-1]]
-    else:
-        parent[path[-1]] = data.draw(JSON)
+    changed = mutated(unshared(), path, data.draw(JSON), data.draw(st.booleans()))
     folder = tmp_path_factory.getbasetemp()
     read_or_refuse(read_record, folder, changed)
     if "experiment" in changed:
