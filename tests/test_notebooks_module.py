@@ -211,6 +211,7 @@ def test_environment_pins_what_decides_the_figures(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     environment = notebook_environment("quick", tmp_path)
     assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment["OMP_WAIT_POLICY"] == "passive"
     assert environment["QA_RUNS_DIR"] == str(tmp_path.resolve())
     assert os.environ.get("QA_RUNS_DIR") != str(tmp_path)  # our own environment is left alone
 
