@@ -74,7 +74,7 @@ def notebook_environment(scale: str, runs_dir: Path) -> dict[str, str]:
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # figures show even under MPLBACKEND=agg
         "OMP_NUM_THREADS": "2",  # as the stored outputs were made: sums in another order round differently
         # A thread that waits for the other sleeps instead of spinning: beside another busy program a training
-        # takes 1.4 times as long instead of many times, and alone on the machine a few percent more.
+        # took 1.3 times as long instead of over 3 times, and alone on the machine 8 % more (two cores, one of them busy).
         "OMP_WAIT_POLICY": "passive",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # or each kernel's start warns about frozen modules
     }
