@@ -73,8 +73,8 @@ def notebook_environment(scale: str, runs_dir: Path) -> dict[str, str]:
         "TQDM_DISABLE": "1",  # a stored progress bar shows timings, which differ each time
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # figures show even under MPLBACKEND=agg
         "OMP_NUM_THREADS": "2",  # as the stored outputs were made: sums in another order round differently
-        # A thread that waits for the other sleeps instead of spinning: beside another busy program a training
-        # took 1.3 times as long instead of over 3 times, and alone on the machine 8 % more (two cores, one of them busy).
+        # A thread that waits for the other sleeps instead of spinning: with one of two cores kept busy by another
+        # program, a training took 1.3 times as long instead of over 3 times; alone on the machine, 8 % longer.
         "OMP_WAIT_POLICY": "passive",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # or each kernel's start warns about frozen modules
     }
