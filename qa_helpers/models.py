@@ -170,7 +170,8 @@ def _attention(
     """torch's fused attention, with two choices that more than double a CPU's training speed.
 
     No dropout on attention weights: torch's fused CPU kernel has none, and the unfused way draws millions of random
-    numbers a step (the other dropout layers stay). And float32 on the CPU even under bfloat16 autocast: the
+    numbers a step (the other dropout layers stay). It seems to cost
+    accuracy: see the README, Speed. And float32 on the CPU even under bfloat16 autocast: the
     kernel's bfloat16 backward pass takes about twice as long there as the float32 one.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
