@@ -124,8 +124,6 @@ def load_qa_model(name: str = "minilm", seed: int = 0) -> nn.Module:
     if lacking:
         raise ModelError(f"'{name}' lacks weights of the encoder ({lacking[0]}, {len(lacking)} in all); choose another")
     model = model.float()
-    if getattr(model, "_supports_sdpa", False):
-        model.set_attn_implementation(_register_attention())
     model.qa_outputs = Float32Linear.like(model.qa_outputs)
     return model  # type: ignore[no-any-return]
 
@@ -147,41 +145,6 @@ class Float32Linear(nn.Linear):
         """As `nn.Linear.forward`."""
         with torch.autocast(input.device.type, enabled=False):
             return super().forward(input.float())
-
-
-def _register_attention() -> str:
-    """Make `_attention` known to transformers, under the name that is returned."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register("fused", _attention)
-    AttentionMaskInterface.register("fused", sdpa_mask)
-    return "fused"
-
-
-def _attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """torch's fused attention, with two choices that more than double a CPU's training speed.
-
-    No dropout on attention weights: torch's fused CPU kernel has none, and the unfused way draws millions of random
-    numbers a step (the other dropout layers stay). It seems to cost
-    accuracy: see the README, Speed. And float32 on the CPU even under bfloat16 autocast: the
-    kernel's bfloat16 backward pass takes about twice as long there as the float32 one.
-    """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    options["dropout"] = 0.0
-    if query.device.type != "cpu":
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    with torch.autocast("cpu", enabled=False):
-        output, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **options)
-    return output.to(query.dtype), None
 
 
 def _from_pretrained(factory: Any, name: str, **options: Any) -> Any:

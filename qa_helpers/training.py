@@ -2,8 +2,8 @@
 
 Against the Trainer's defaults: batches of windows of like length, padded to their longest instead of to 384;
 bfloat16 autocast where the processor has it; fused AdamW; one checkpoint an epoch from which a killed run goes on
-with the same numbers. (The model does its part: no dropout on attention weights, a float32 head, see
-`models.load_qa_model`.) Everything else (linear decay of the learning rate, clipping at 1.0, AdamW's betas) is stock.
+with the same numbers. (The model does its part: a head that computes in float32, see `models.load_qa_model`.)
+Everything else (linear decay of the learning rate, clipping at 1.0, AdamW's betas, dropout) is stock.
 """
 
 import shutil

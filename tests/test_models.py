@@ -1,4 +1,4 @@
-"""Models: which files are read and which refused, the span head, the attention, and what is trained."""
+"""Models: which files are read and which refused, the span head, and what is trained."""
 
 import json
 import os
@@ -315,33 +315,6 @@ def test_the_head_is_the_layer_it_was_made_of(bias):
     x = torch.randn(3, 5)
     assert torch.equal(head(x), linear(x))
     assert [id(p) for p in head.parameters()] == [id(p) for p in linear.parameters()]
-
-
-@pytest.mark.parametrize("stock", ["sdpa", "eager"])
-def test_the_fused_attention_equals_the_stock_ones(inputs, stock):
-    model = load_qa_model().eval()
-    assert model.config._attn_implementation == "fused"
-    assert (inputs["attention_mask"] == 0).any()  # the padding is masked, too
-    with torch.inference_mode():
-        ours = model(**inputs)
-        model.set_attn_implementation(stock)
-        theirs = model(**inputs)
-    real = inputs["attention_mask"].bool()
-    for logits, expected in ((ours.start_logits, theirs.start_logits), (ours.end_logits, theirs.end_logits)):
-        torch.testing.assert_close(logits[real], expected[real], atol=2e-5, rtol=1e-4)
-    assert (ours.start_logits[real].std() > 0.01).item()
-
-
-def test_the_fused_attention_gives_the_stock_gradients_without_dropout(inputs):
-    gradients = {}
-    for kind in ("fused", "eager"):
-        model = load_qa_model().eval()  # without dropout
-        model.set_attn_implementation(kind)
-        model(**inputs, start_positions=torch.tensor([5, 9]), end_positions=torch.tensor([6, 9])).loss.backward()
-        gradients[kind] = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert gradients["fused"].keys() == gradients["eager"].keys()
-    for name, gradient in gradients["fused"].items():
-        torch.testing.assert_close(gradient, gradients["eager"][name], atol=2e-5, rtol=2e-3, msg=name)
 
 
 # ---- what is trained --------------------------------------------------------------------------------------------

@@ -104,7 +104,6 @@ STEPS = [
     STOCK,
     Way("+ dynamic padding, grouping by length", load_stock, train_grouped),
     Way("+ bf16 autocast where it is native", load_stock, train_bf16),
-    Way("+ fused attention, no dropout in it", load_ours, train_bf16),
     OURS,
 ]
 
