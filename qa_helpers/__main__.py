@@ -57,8 +57,9 @@ def _parser() -> argparse.ArgumentParser:
 # ---- commands --------------------------------------------------------------------------------------------------
 def run(options: argparse.Namespace) -> int:
     """Run one experiment and print its scores."""
-    from qa_helpers.experiments import named_experiments, run_experiment
+    from qa_helpers.experiments import run_experiment
     from qa_helpers.records import RecordError, format_report, read_experiment, write_record
+    from qa_helpers.scales import named_experiments
 
     named = named_experiments()
     if options.list:

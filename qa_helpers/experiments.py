@@ -20,19 +20,25 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from qa_helpers import models
+from qa_helpers import evaluation, features, language_model, models
 from qa_helpers.data import fingerprint, load_qa, sample_indices
-from qa_helpers.evaluation import Result, answer, evaluate
-from qa_helpers.features import make_windows
+from qa_helpers.evaluation import Answers, Result, evaluate
 from qa_helpers.files import project_folder, write_atomically
-from qa_helpers.machine import default_device, describe_machine, peak_memory_mib, quiet, set_seed
+from qa_helpers.machine import (
+    default_device,
+    describe_machine,
+    peak_memory_mib,
+    quiet,
+    reset_peak_memory,
+    set_seed,
+)
 from qa_helpers.records import (
     METRICS,
-    EvalSet,
     Experiment,
     Fingerprints,
     Questions,
     RecordError,
+    Retrieval,
     Run,
     Score,
     Scores,
@@ -41,75 +47,11 @@ from qa_helpers.records import (
     read_record,
     write_record,
 )
+from qa_helpers.retrieval import retrieval_ranks
 from qa_helpers.statistics import bootstrap_mean
-from qa_helpers.training import Settings, train
+from qa_helpers.training import History, Settings, train
 
 PROBE_SEED = 0  # draws the questions that are scored after every epoch: the same ones for every run
-
-
-# ---- scales and named experiments ------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Scale:
-    """How much work a notebook does. See the README for the three."""
-
-    name: str
-    data: str
-    baseline_size: int  # training questions of the class baseline's replay
-    sizes: tuple[int, ...]  # and of the scaling experiments
-    epochs: int
-    learning_rate: float
-    model: str = "minilm"
-
-    def baseline(self, train_size: int | None = None, seed: int = 0) -> Experiment:
-        """The class baseline at this scale (batch 8), with another training size if one is given."""
-        size = train_size or self.baseline_size
-        evaluations = {"all": EvalSet()}
-        if self.data == "squad":  # CourseQA's validation set is small enough to be asked as a whole only
-            evaluations["first-500"] = EvalSet(limit=500)
-            evaluations["random-500"] = EvalSet(limit=500, sampling="random")
-        return Experiment(
-            name=f"{self.name}-baseline-{size}-seed{seed}",
-            data=self.data,
-            train_size=size,
-            evaluations=evaluations,
-            model=self.model,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            seed=seed,
-        )
-
-
-SCALES = {
-    # CourseQA's few questions make few optimizer steps, hence the higher learning rate and the two epochs more.
-    "quick": Scale("quick", "courseqa", 500, (100, 200, 500), epochs=5, learning_rate=2e-4),
-    "class": Scale("class", "squad", 1_000, (1_000, 2_000, 5_000), epochs=3, learning_rate=1e-4),
-    "full": Scale("full", "squad", 87_599, (87_599,), epochs=2, learning_rate=3e-5, model="bert-base-uncased"),
-}
-
-
-def current_scale() -> Scale:
-    """The scale that `$QA_SCALE` names, `quick` if it is not set.
-
-    Raises:
-        RecordError: if there is no such scale.
-    """
-    name = os.environ.get("QA_SCALE") or "quick"
-    if name not in SCALES:
-        raise RecordError(f"QA_SCALE is '{name}'; set it to {', '.join(SCALES)}, or leave it unset for quick")
-    return SCALES[name]
-
-
-def named_experiments() -> dict[str, Experiment]:
-    """The experiments that have a name of their own: the baselines of all scales."""
-    quick = SCALES["quick"]
-    chosen = [quick.baseline(size) for size in quick.sizes]
-    # As many optimizer steps on 100 questions as 500 questions get: do steps or questions make the jump?
-    chosen.append(quick.baseline(100).model_copy(update={"name": "quick-steps-100-seed0", "epochs": 25}))
-    # Short enough for a first look: three epochs instead of five, nothing scored on the way.
-    chosen.append(quick.baseline().model_copy(update={"name": "start-here", "epochs": 3, "probe_size": 0}))
-    chosen += [SCALES["class"].baseline(seed=seed) for seed in (0, 1, 2)]
-    chosen += [SCALES["full"].baseline()]
-    return {experiment.name: experiment for experiment in chosen}
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------
@@ -130,10 +72,15 @@ def load_trained(name: str, folder: Path | str | None = None) -> tuple[nn.Module
     Raises:
         RecordError: if there is no such run in the runs folder.
     """
-    path = Path(folder or runs_folder()) / name / "model"
-    if not (path / "config.json").is_file():
-        raise RecordError(f"{path}: there is no trained model; run the experiment '{name}' first")
-    return models.load_qa_model(str(path)).eval().to(default_device()), models.load_tokenizer(str(path))
+    home = Path(folder or runs_folder()) / name
+    if not (home / "model").is_dir():
+        raise RecordError(f"{home / 'model'}: there is no trained model; run the experiment '{name}' first")
+    source = str(home / "model")
+    if read_experiment(home / "experiment.json").task == "span":
+        model, tokenizer = models.load_qa_model(source), models.load_tokenizer(source)
+    else:
+        model, tokenizer = _load_language_model(source)
+    return model.eval().to(default_device()), tokenizer
 
 
 # ---- running ---------------------------------------------------------------------------------------------------
@@ -189,56 +136,74 @@ def _claim(home: Path, experiment: Experiment) -> None:
 
 def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
     quiet()
+    reset_peak_memory()
     train_rows, eval_rows, indices = _load_rows(experiment)
     model, tokenizer = _starting_point(experiment, home.parent)
-    trained, total = models.count_parameters(model)
-
-    settings = Settings(experiment.epochs, experiment.batch_size, experiment.learning_rate, experiment.seed)
-    probes = {"train": _probe(train_rows, experiment), "eval": _probe(eval_rows, experiment)}
-
-    def after_epoch(model: nn.Module) -> dict[str, Any]:
-        return {part: _probe_scores(model, tokenizer, rows) for part, rows in probes.items()}
+    passages = list(dict.fromkeys(load_qa(experiment.data, "validation")["context"])) if experiment.retrieval else []
+    before = retrieval_ranks(model, tokenizer, eval_rows, passages) if passages else []
+    history, train_seconds = History(), 0.0
+    if experiment.epochs:
+        history, train_seconds = _train(experiment, model, tokenizer, train_rows, eval_rows, home)
 
     begin = time.perf_counter()
-    windows = make_windows(train_rows, tokenizer)
-    set_seed(experiment.seed)
-    history = train(
-        model,
-        tokenizer,
-        windows,
-        settings,
-        home / "checkpoints",
-        after_epoch if experiment.probe_size else None,
-    )
-    train_seconds = time.perf_counter() - begin
-    if not np.all(np.isfinite([loss for _, loss in history.losses])):
-        raise RecordError("training diverged: the loss is no finite number any more; lower the learning rate")
-    _save_model(model, tokenizer, home / "model")
-
-    begin = time.perf_counter()
-    results = evaluate(answer(model, tokenizer, eval_rows).predictions, eval_rows)
+    results = evaluate(_ask(experiment, model, tokenizer, eval_rows).predictions, eval_rows)
     eval_seconds = time.perf_counter() - begin
+    after = retrieval_ranks(model, tokenizer, eval_rows, passages) if passages else []
+    trained, total = models.count_parameters(model)
     return Run.model_validate(
         {
             "experiment": experiment,
             "machine": describe_machine(),
             "fingerprints": _fingerprints(train_rows, eval_rows),
-            "parameters": (trained, total),
+            "parameters": (trained if experiment.epochs else 0, total),
+            "stored_bytes": models.trained_bytes(model) if experiment.epochs else 0,
             "losses": [(step, round(loss, 4)) for step, loss in history.losses],
             "epochs": history.epochs,
             "scores": {name: score([results[i] for i in places]) for name, places in indices.items()},
             "indices": indices,
             "questions": _columns(results),
+            "retrieval": Retrieval(passages=len(passages), before=before, after=after) if passages else None,
             "timing": Timing(
                 train_seconds=round(train_seconds, 1),
                 eval_seconds=round(eval_seconds, 1),
-                train_questions_per_second=round(len(train_rows) * experiment.epochs / train_seconds, 1),
-                eval_questions_per_second=round(len(eval_rows) / eval_seconds, 1),
+                train_questions_per_second=_per_second(len(train_rows) * experiment.epochs, train_seconds),
+                eval_questions_per_second=_per_second(len(eval_rows), eval_seconds),
                 peak_memory_mib=round(peak_memory_mib()),
             ),
         },
         strict=False,
     )
+
+
+def _train(
+    experiment: Experiment, model: nn.Module, tokenizer: Any, train_rows: Any, eval_rows: Any, home: Path
+) -> tuple[History, float]:
+    """Train and save the model; what happened, and the seconds it took."""
+    probes = {"train": _probe(train_rows, experiment), "eval": _probe(eval_rows, experiment)}
+
+    def after_epoch(model: nn.Module) -> dict[str, Any]:
+        return {part: _probe_scores(experiment, model, tokenizer, rows) for part, rows in probes.items()}
+
+    begin = time.perf_counter()
+    if experiment.task == "span":
+        examples = features.training_features(features.make_windows(train_rows, tokenizer))
+    else:
+        examples = language_model.training_features(train_rows, tokenizer)
+    set_seed(experiment.seed)
+    history = train(
+        model,
+        tokenizer,
+        examples,
+        Settings(experiment.epochs, experiment.batch_size, experiment.learning_rate, experiment.seed),
+        home / "checkpoints",
+        after_epoch if experiment.probe_size else None,
+        None if experiment.task == "span" else language_model.AnswerCollator(tokenizer),
+    )
+    seconds = time.perf_counter() - begin
+    if not np.all(np.isfinite([loss for _, loss in history.losses])):
+        raise RecordError("training diverged: the loss is no finite number any more; lower the learning rate")
+    _save_model(model, tokenizer, home / "model", experiment.model)
+    return history, seconds
 
 
 def _starting_point(experiment: Experiment, folder: Path) -> tuple[nn.Module, Any]:
@@ -250,9 +215,26 @@ def _starting_point(experiment: Experiment, folder: Path) -> tuple[nn.Module, An
             raise RecordError(f"{source}: there is no such model to start from; run '{experiment.start_from}' first")
     elif models.has_seen_squad(source):
         warnings.warn(f"'{source}' was already fine-tuned on SQuAD: what it scores is no baseline", stacklevel=2)
-    model = models.load_qa_model(source, experiment.seed)
-    models.set_trainable(model, experiment.trainable)
-    return model.to(default_device()), models.load_tokenizer(source)
+    if experiment.task == "span":
+        model, tokenizer = models.load_qa_model(source, experiment.seed), models.load_tokenizer(source)
+    else:
+        model, tokenizer = _load_language_model(source)
+    set_seed(experiment.seed)  # an adapter's weights are drawn at random, too
+    return models.set_trainable(model, experiment.trainable).to(default_device()), tokenizer
+
+
+def _load_language_model(source: str) -> tuple[nn.Module, Any]:
+    return language_model.load_language_model(source), language_model.load_chat_tokenizer(source)
+
+
+def _ask(experiment: Experiment, model: nn.Module, tokenizer: Any, rows: Any) -> Answers:
+    if experiment.task == "span":
+        return evaluation.answer(model, tokenizer, rows)
+    return language_model.answer(model, tokenizer, rows)
+
+
+def _per_second(count: int, seconds: float) -> float:
+    return round(count / seconds, 1) if seconds else 0.0
 
 
 def _load_rows(experiment: Experiment) -> tuple[Any, Any, dict[str, list[int]]]:
@@ -273,24 +255,25 @@ def _probe(rows: Any, experiment: Experiment) -> Any:
     return rows.select(sample_indices(len(rows), experiment.probe_size, PROBE_SEED))
 
 
-def _probe_scores(model: nn.Module, tokenizer: Any, rows: Any) -> dict[str, float]:
-    answers = answer(model, tokenizer, rows, n_best=1, progress="scoring the epoch")
-    if not np.isfinite(answers.loss):
+def _probe_scores(experiment: Experiment, model: nn.Module, tokenizer: Any, rows: Any) -> dict[str, float]:
+    answers = _ask(experiment, model, tokenizer, rows)
+    loss = answers.loss if experiment.task == "span" else language_model.answer_loss(model, tokenizer, rows)
+    if not np.isfinite(loss):
         raise RecordError("training diverged: the loss is no finite number any more; lower the learning rate")
     results = evaluate(answers.predictions, rows)
     return {
-        "loss": round(answers.loss, 4),
+        "loss": round(loss, 4),
         "exact_match": round(100 * float(np.mean([result.exact_match for result in results])), 2),
         "f1": round(100 * float(np.mean([result.f1 for result in results])), 2),
     }
 
 
-def _save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+def _save_model(model: nn.Module, tokenizer: Any, folder: Path, base: str) -> None:
     """Save under another name first, so that a folder of this name is always whole."""
     unfinished = folder.with_name("model.unfinished")
     for path in (unfinished, folder):
         shutil.rmtree(path, ignore_errors=True)
-    model.save_pretrained(unfinished)  # type: ignore[operator]
+    models.save_model(model, unfinished, base)
     tokenizer.save_pretrained(unfinished)
     unfinished.rename(folder)
 

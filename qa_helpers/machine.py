@@ -1,5 +1,6 @@
 """What this machine is and can do: its device, number formats, memory; and keeping libraries quiet on it."""
 
+import contextlib
 import logging
 import os
 import platform
@@ -78,18 +79,32 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def reset_peak_memory() -> None:
+    """Begin `peak_memory_mib` anew where that is possible: on CUDA and on Linux."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:  # a sandbox may forbid it
+            file.write("5")
+
+
 def peak_memory_mib() -> float:
-    """Peak memory of this process so far in MiB: on a GPU what torch reserved there, else the resident set."""
+    """Peak memory in MiB since `reset_peak_memory`, or of this process so far where that does nothing.
+
+    On a GPU it is what torch reserved there, else the resident set.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved() / MIB
     if sys.platform == "win32":
         import psutil
 
         return float(psutil.Process().memory_info().peak_wset) / MIB
+    if sys.platform == "linux":
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (MIB if sys.platform == "darwin" else 1024)  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB  # bytes on macOS
 
 
 def processor_name() -> str:

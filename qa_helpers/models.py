@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import nn
 
-from qa_helpers.files import CourseError, hub_is_off
+from qa_helpers.files import CourseError, hub_is_off, read_json
 from qa_helpers.machine import quiet, set_seed
 
 
@@ -101,7 +102,7 @@ def load_tokenizer(name: str = "minilm") -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_pretrained(AutoTokenizer, name)
+    tokenizer = from_pretrained(AutoTokenizer, name)
     if not tokenizer.is_fast:
         raise ModelError(f"'{name}' has no fast tokenizer, which character offsets need; choose another model")
     return tokenizer
@@ -111,15 +112,19 @@ def load_qa_model(name: str = "minilm", seed: int = 0) -> nn.Module:
     """An encoder with a span head: two numbers a token, the logits of an answer's start and of its end.
 
     Where the checkpoint has no span head (most have none: it is what fine-tuning trains) the head is drawn at
-    random by `seed`. Weights are float32 on the CPU.
+    random by `seed`. Weights are float32 on the CPU. Of a folder that holds a `peft` adapter, the model that it
+    belongs to is loaded and the adapter merged into its weights.
 
     Raises:
         ModelError: if the model cannot be loaded, or lacks more than the head.
     """
     from transformers import AutoModelForQuestionAnswering
 
+    base = adapter_base(name)
+    if base is not None:
+        return merge_adapter(attach_adapter(load_qa_model(base, seed), name))
     set_seed(seed)
-    model, info = _from_pretrained(AutoModelForQuestionAnswering, name, use_safetensors=True, output_loading_info=True)
+    model, info = from_pretrained(AutoModelForQuestionAnswering, name, use_safetensors=True, output_loading_info=True)
     lacking = sorted(key for key in info["missing_keys"] if not key.startswith("qa_outputs."))
     if lacking:
         raise ModelError(f"'{name}' lacks weights of the encoder ({lacking[0]}, {len(lacking)} in all); choose another")
@@ -147,7 +152,12 @@ class Float32Linear(nn.Linear):
             return super().forward(input.float())
 
 
-def _from_pretrained(factory: Any, name: str, **options: Any) -> Any:
+def from_pretrained(factory: Any, name: str, **options: Any) -> Any:
+    """What a transformers class's own `from_pretrained` gives for a model's name, quietly; safe files only.
+
+    Raises:
+        ModelError: in one sentence, if it cannot be loaded.
+    """
     quiet()
     try:
         return factory.from_pretrained(resolve(name), trust_remote_code=False, **options)
@@ -158,7 +168,7 @@ def _from_pretrained(factory: Any, name: str, **options: Any) -> Any:
 
 
 def _why_not_loaded(name: str, problem: Exception) -> str:
-    if name == "smollm2":
+    if name == "smollm2" and "gguf" not in str(problem):
         return f"'{name}' ({PACKAGED[name].source}) is no encoder, which a span head needs; use 'minilm'"
     if name in PACKAGED or os.path.isdir(name):
         return f"{name}: is no model that can be loaded from safetensors ({str(problem).splitlines()[0]})"
@@ -171,12 +181,27 @@ def _why_not_loaded(name: str, problem: Exception) -> str:
 
 
 # ---- what is trained -------------------------------------------------------------------------------------------
+ADAPTER_FILE = "adapter_config.json"  # in a folder, says that its weights are a peft adapter's
+LORA_RANK = 8  # columns of the low-rank matrices
+
+
 def set_trainable(model: nn.Module, what: str = "all") -> nn.Module:
-    """Choose which weights training changes: "all", "head" (the span head), or "last:N" (head and N last layers).
+    """Choose which weights training changes.
+
+    Args:
+        model: an encoder with a span head, or (for "all", "lora" and "ia3") a language model.
+        what: "all"; "head" (the span head alone); "last:N" (the head and the N last layers); "lora" (the head and a
+            low-rank correction to each linear layer; Hu et al. 2021, arXiv:2106.09685); "ia3" (the head and a factor
+            for each key, value and feed-forward unit; Liu et al. 2022, arXiv:2205.05638).
+
+    Returns:
+        The model, changed in place; for "lora" and "ia3" inside a `peft.PeftModel`.
 
     Raises:
-        ModelError: for any other word, or more layers than the encoder has.
+        ModelError: for any other word, more layers than the encoder has, or a model that the method does not fit.
     """
+    if what in ("lora", "ia3"):
+        return _with_adapter(model, what)
     layers = encoder_layers(model)
     last = re.fullmatch(r"last:([1-9]\d{0,2})", what)
     if what == "all":
@@ -186,11 +211,82 @@ def set_trainable(model: nn.Module, what: str = "all") -> nn.Module:
     elif last and int(last[1]) <= len(layers):
         chosen = [model.get_submodule("qa_outputs"), *layers[-int(last[1]) :]]
     else:
-        raise ModelError(f"'{what}' cannot be trained: use 'all', 'head' or 'last:N' with N from 1 to {len(layers)}")
+        raise ModelError(
+            f"'{what}' cannot be trained: use 'all', 'head', 'lora', 'ia3', or 'last:N' with N from 1 to {len(layers)}"
+        )
     model.requires_grad_(False)
     for module in chosen:
         module.requires_grad_(True)
     return model
+
+
+def _with_adapter(model: nn.Module, what: str) -> nn.Module:
+    import peft
+
+    config: peft.PeftConfig
+    if has_span_head(model):
+        common: dict[str, Any] = {"task_type": peft.TaskType.QUESTION_ANS, "modules_to_save": ["qa_outputs"]}
+    else:
+        common = {"task_type": peft.TaskType.CAUSAL_LM}
+    if what == "ia3":
+        config = peft.IA3Config(**common)  # peft knows which modules, by the model's type
+    elif has_span_head(model):
+        config = peft.LoraConfig(
+            r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", exclude_modules=["qa_outputs"], **common
+        )
+    else:
+        config = peft.LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, **common)
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as problem:
+        raise ModelError(f"'{what}' does not fit a {type(model).__name__}: {str(problem).splitlines()[0]}") from problem
+
+
+def has_span_head(model: nn.Module) -> bool:
+    """Whether a model is an encoder that points at answers (as opposed to a language model that writes them)."""
+    return any(name.endswith("qa_outputs") for name, _ in model.named_modules())
+
+
+def adapter_base(folder: Path | str) -> str | None:
+    """The name of the model that a folder's adapter belongs to, or None where it holds no adapter."""
+    file = os.path.join(folder, ADAPTER_FILE)
+    return str(read_json(file, ModelError).get("base_model_name_or_path")) if os.path.isfile(file) else None
+
+
+def attach_adapter(base: nn.Module, folder: Path | str) -> nn.Module:
+    """A `peft.PeftModel` of `base` and the adapter that `save_model` wrote into `folder`.
+
+    Raises:
+        ModelError: if the adapter cannot be loaded or does not fit.
+    """
+    import peft
+
+    try:
+        return peft.PeftModel.from_pretrained(base, str(folder))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
+        raise ModelError(f"{folder}: its adapter cannot be loaded ({str(problem).splitlines()[0]})") from problem
+
+
+def merge_adapter(model: nn.Module) -> nn.Module:
+    """The model with its adapter's correction added into its own weights: the same answers, no `peft` around it."""
+    merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]
+    return merged
+
+
+def save_model(model: nn.Module, folder: Path | str, base: str) -> None:
+    """Save a trained model: all weights, or of a `peft.PeftModel` the adapter and the name of its base model."""
+    trained: Any = model
+    if not hasattr(model, "peft_config"):
+        trained.save_pretrained(folder)
+        return
+    for config in trained.peft_config.values():
+        config.base_model_name_or_path = base  # a name, where peft would write this machine's path
+    trained.save_pretrained(folder, save_embedding_layers=False)
+
+
+def trained_bytes(model: nn.Module) -> int:
+    """Size of the trained weights as one safetensors file: what a further task takes to store."""
+    return len(save({name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}))
 
 
 def encoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from qa_helpers.data import Sampling, sample_indices
 from qa_helpers.files import CourseError, read_json, write_atomically
-from qa_helpers.statistics import Interval
+from qa_helpers.statistics import Interval, bootstrap_mean
 
 ROUNDING = 0.02  # percent: scores are rounded to two decimals, F1 of a question to four
 METRICS = ("string_equality", "exact_match", "f1", "contained")
@@ -65,13 +65,15 @@ class Experiment(_Model):
     sampling_seed: Seed = 0
     evaluations: Annotated[dict[Name, EvalSet], Field(min_length=1, max_length=20)] = {"all": EvalSet()}
     model: Annotated[str, Field(min_length=1, max_length=200)] = "minilm"
+    task: Literal["span", "generate"] = "span"  # point at the answer, or write it with a language model
     trainable: str = "all"  # as `models.set_trainable` takes it
     start_from: Name | None = None  # another run whose fine-tuned weights to start from
-    epochs: Annotated[int, Field(ge=1, le=1_000)] = 3
+    epochs: Annotated[int, Field(ge=0, le=1_000)] = 3  # 0: the model is asked as it comes
     batch_size: Annotated[int, Field(ge=1, le=4_096)] = 8
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     seed: Seed = 0
     probe_size: Count = 100  # training and validation questions scored after every epoch
+    retrieval: bool = False  # whether to measure, before and after, how well the encoder finds the right passage
 
     @property
     def command(self) -> str:
@@ -149,6 +151,24 @@ class Questions(_Model):
         return self
 
 
+class Retrieval(_Model):
+    """The place of each question's own passage among all passages of the validation set, see `retrieval.ranks`."""
+
+    passages: Positive
+    before: list[Positive]
+    after: list[Positive]
+
+    @model_validator(mode="after")
+    def _within_range(self) -> "Retrieval":
+        if len(self.before) != len(self.after) or max(self.before + self.after, default=1) > self.passages:
+            raise ValueError(f"ranks before and after do not fit each other or the {self.passages} passages")
+        return self
+
+    def recall(self, when: Literal["before", "after"], most: int) -> Score:
+        """How often the right passage is among the `most` nearest, in percent."""
+        return Score.of(bootstrap_mean([100.0 * (rank <= most) for rank in getattr(self, when)]))
+
+
 class Fingerprints(_Model):
     """Of the questions trained on and of those evaluated on, see `data.fingerprint`."""
 
@@ -189,11 +209,13 @@ class Run(_Model):
     machine: Machine
     fingerprints: Fingerprints
     parameters: tuple[Count, Count]  # trained, all
+    stored_bytes: Count | None = None  # of the trained weights, see `models.trained_bytes`
     losses: list[tuple[int, float]]  # (optimizer step, mean training loss since the last entry)
     epochs: list[Epoch]
     scores: dict[str, Scores]  # by evaluation set
     indices: dict[str, list[int]]  # by evaluation set: its questions' places in `questions`
     questions: Questions
+    retrieval: Retrieval | None = None
     timing: Timing
 
     @model_validator(mode="after")
@@ -203,6 +225,8 @@ class Run(_Model):
         size = len(self.questions.id)
         if len(set(self.questions.id)) != size:
             raise ValueError("a question stands twice in `questions`")
+        if self.retrieval and len(self.retrieval.after) != size:
+            raise ValueError(f"retrieval has {len(self.retrieval.after)} ranks for {size} questions")
         for name, places in self.indices.items():
             if not len(places) == len(set(places)) == self.scores[name].questions or any(
                 not 0 <= place < size for place in places
@@ -271,12 +295,10 @@ def format_report(runs: Iterable[Run]) -> str:
     ]
     for run in runs:
         experiment, timing = run.experiment, run.timing
-        size = "all" if experiment.train_size is None else f"{experiment.train_size:,}"
-        trained = f"{size} of {experiment.data}, {experiment.epochs} epochs, batch {experiment.batch_size}"
         for name, scores in run.scores.items():
             cells = [
                 experiment.name,
-                trained,
+                _training_in_words(experiment),
                 f"{name} ({scores.questions:,})",
                 *(str(getattr(scores, metric)) for metric in ("string_equality", "exact_match", "f1")),
                 f"{timing.train_seconds:.0f} s, {timing.train_questions_per_second:.0f} questions/s",
@@ -284,6 +306,14 @@ def format_report(runs: Iterable[Run]) -> str:
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _training_in_words(experiment: Experiment) -> str:
+    if not experiment.epochs:
+        return f"nothing: {experiment.model} as it comes"
+    size = "all" if experiment.train_size is None else f"{experiment.train_size:,}"
+    words = f"{size} of {experiment.data}, {experiment.epochs} epochs, batch {experiment.batch_size}"
+    return words if experiment.trainable == "all" else f"{words}, trainable: {experiment.trainable}"
 
 
 def replace_report(path: Path | str, report: str) -> None:

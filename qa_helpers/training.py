@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from qa_helpers.features import Window, training_features
 from qa_helpers.machine import default_device, has_native_bf16, progress_bar, quiet
 
 COMPLETE = "complete"  # the file that marks a checkpoint as written to its end
@@ -45,23 +44,25 @@ class History:
 def train(
     model: nn.Module,
     tokenizer: Any,
-    windows: Sequence[Window],
+    features: Sequence[dict[str, Any]],
     settings: Settings,
     folder: Path | str,
     after_epoch: Callable[[nn.Module], dict[str, Any]] | None = None,
+    collator: Callable[..., dict[str, Any]] | None = None,
 ) -> History:
-    """Fine-tune `model` in place on the windows' answers, on the accelerator if there is one.
+    """Fine-tune `model` in place, on the accelerator if there is one.
 
     A run that was killed goes on from its last whole epoch when called again with the same arguments and folder,
     and on the same machine ends with the same numbers as one never killed.
 
     Args:
-        model: an encoder with a span head; only its parameters that require gradients are trained.
+        model: the model; only its parameters that require gradients are trained.
         tokenizer: its tokenizer.
-        windows: the training data.
+        features: the training data, from `features.training_features` or `language_model.training_features`.
         settings: how to train.
         folder: for checkpoints, a subfolder an epoch; the caller removes it when nothing is to be resumed.
         after_epoch: called with the model after each epoch; what it returns is kept in the history.
+        collator: makes batches of features; if None, they are padded to the longest of each batch.
     """
     quiet()
     folder = Path(folder)
@@ -69,8 +70,8 @@ def train(
     trainer = Trainer(
         model=model,
         args=_arguments(settings, folder),
-        train_dataset=training_features(windows),  # a list serves as a map-style data set
-        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=features,  # a list serves as a map-style data set
+        data_collator=collator or DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         callbacks=[recorder, _ProgressBar(), _MarkComplete()],
     )

@@ -1,0 +1,134 @@
+"""The course's experiments: the scales of its notebooks, and every experiment that has a name of its own."""
+
+import os
+from dataclasses import dataclass
+
+from qa_helpers.records import EvalSet, Experiment, RecordError
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work a notebook does. See the README for the three."""
+
+    name: str
+    data: str
+    baseline_size: int  # training questions of the class baseline's replay
+    sizes: tuple[int, ...]  # and of the scaling experiments
+    epochs: int
+    learning_rate: float
+    model: str = "minilm"
+
+    def baseline(self, train_size: int | None = None, seed: int = 0) -> Experiment:
+        """The class baseline at this scale (batch 8), with another training size if one is given."""
+        size = train_size or self.baseline_size
+        evaluations = {"all": EvalSet()}
+        if self.data == "squad":  # CourseQA's validation set is small enough to be asked as a whole only
+            evaluations["first-500"] = EvalSet(limit=500)
+            evaluations["random-500"] = EvalSet(limit=500, sampling="random")
+        return Experiment(
+            name=f"{self.name}-baseline-{size}-seed{seed}",
+            data=self.data,
+            train_size=size,
+            evaluations=evaluations,
+            model=self.model,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            seed=seed,
+        )
+
+
+SCALES = {
+    # CourseQA's few questions make few optimizer steps, hence the higher learning rate and the two epochs more.
+    "quick": Scale("quick", "courseqa", 500, (100, 200, 500), epochs=5, learning_rate=2e-4),
+    "class": Scale("class", "squad", 1_000, (1_000, 2_000, 5_000), epochs=3, learning_rate=1e-4),
+    "full": Scale("full", "squad", 87_599, (87_599,), epochs=2, learning_rate=3e-5, model="bert-base-uncased"),
+}
+
+
+def current_scale() -> Scale:
+    """The scale that `$QA_SCALE` names, `quick` if it is not set.
+
+    Raises:
+        RecordError: if there is no such scale.
+    """
+    name = os.environ.get("QA_SCALE") or "quick"
+    if name not in SCALES:
+        raise RecordError(f"QA_SCALE is '{name}'; set it to {', '.join(SCALES)}, or leave it unset for quick")
+    return SCALES[name]
+
+
+def named_experiments() -> dict[str, Experiment]:
+    """The experiments that have a name of their own, by name."""
+    chosen = [*_baselines(), *_methods(), *_language_models()]
+    return {experiment.name: experiment for experiment in chosen}
+
+
+def _baselines() -> list[Experiment]:
+    quick = SCALES["quick"]
+    chosen = [quick.baseline(size) for size in quick.sizes]
+    # As many optimizer steps on 100 questions as 500 questions get: do steps or questions make the jump?
+    chosen.append(quick.baseline(100).model_copy(update={"name": "quick-steps-100-seed0", "epochs": 25}))
+    # Short enough for a first look: three epochs instead of five, nothing scored on the way.
+    chosen.append(quick.baseline().model_copy(update={"name": "start-here", "epochs": 3, "probe_size": 0}))
+    chosen += [SCALES["class"].baseline(seed=seed) for seed in (0, 1, 2)]
+    chosen += [SCALES["full"].baseline()]
+    return chosen
+
+
+# Each method's learning rate is the best of those tried at quick scale (see notebook 01): few weights need large steps.
+METHODS = {"head": 1e-2, "last:2": 5e-4, "lora": 2e-3, "ia3": 1e-2, "all": 2e-4}
+
+
+def method(scale: Scale, trainable: str, learning_rate: float | None = None, seed: int = 0) -> Experiment:
+    """One way to fine-tune at a scale: same questions, epochs and batch for all; and what the encoder forgets."""
+    rate = learning_rate or METHODS[trainable]
+    name = f"{scale.name}-method-{trainable.replace(':', '')}" + (f"-lr{rate:g}" if learning_rate else "")
+    sets = {"all": EvalSet()} if scale.data == "courseqa" else {"random-500": EvalSet(limit=500, sampling="random")}
+    return Experiment(
+        name=f"{name}-seed{seed}",
+        data=scale.data,
+        train_size=scale.baseline_size,
+        evaluations=sets,
+        model=scale.model,
+        trainable=trainable,
+        retrieval=True,
+        epochs=3,
+        learning_rate=rate,
+        seed=seed,
+        probe_size=0,
+    )
+
+
+def _methods() -> list[Experiment]:
+    return [method(SCALES[scale], trainable) for scale in ("quick", "class") for trainable in METHODS]
+
+
+def language_model(scale: Scale, train_size: int, epochs: int, seed: int = 0) -> Experiment:
+    """SmolLM2 at a scale: as it comes (no epochs), or fine-tuned with LoRA on the answers."""
+    kind = f"sft-{train_size}" if epochs else "zero-shot"
+    sets = {"all": EvalSet()} if scale.data == "courseqa" else {"random-500": EvalSet(limit=500, sampling="random")}
+    return Experiment(
+        name=f"{scale.name}-{kind}-smollm2-seed{seed}",
+        data=scale.data,
+        train_size=train_size,
+        evaluations=sets,
+        model="smollm2",
+        task="generate",
+        trainable="lora",
+        epochs=epochs,
+        batch_size=4,
+        learning_rate=1e-3,
+        seed=seed,
+        probe_size=0,
+    )
+
+
+def _language_models() -> list[Experiment]:
+    quick, class_ = SCALES["quick"], SCALES["class"]
+    return [
+        language_model(quick, 500, epochs=0),
+        language_model(quick, 40, epochs=1),
+        language_model(quick, 500, epochs=1),
+        language_model(class_, 1_000, epochs=0),
+        language_model(class_, 1_000, epochs=1),
+    ]
