@@ -202,7 +202,9 @@ def _train(
     seconds = time.perf_counter() - begin
     if not np.all(np.isfinite([loss for _, loss in history.losses])):
         raise RecordError("training diverged: the loss is no finite number any more; lower the learning rate")
-    _save_model(model, tokenizer, home / "model", experiment.model)
+    # An adapter is stored with its base model's name; weights that come from another run have none.
+    named = experiment.start_from is None and models.adapter_base(experiment.model) is None
+    _save_model(model, tokenizer, home / "model", experiment.model if named else None)
     return history, seconds
 
 
@@ -219,8 +221,12 @@ def _starting_point(experiment: Experiment, folder: Path) -> tuple[nn.Module, An
         model, tokenizer = models.load_qa_model(source, experiment.seed), models.load_tokenizer(source)
     else:
         model, tokenizer = _load_language_model(source)
-    set_seed(experiment.seed)  # an adapter's weights are drawn at random, too
-    return models.set_trainable(model, experiment.trainable).to(default_device()), tokenizer
+        if hasattr(model, "peft_config"):  # of another run: a part of the model from here on
+            model = models.merge_adapter(model)
+    if experiment.epochs:
+        set_seed(experiment.seed)  # an adapter's weights are drawn at random, too
+        model = models.set_trainable(model, experiment.trainable)
+    return model.to(default_device()), tokenizer
 
 
 def _load_language_model(source: str) -> tuple[nn.Module, Any]:
@@ -268,7 +274,7 @@ def _probe_scores(experiment: Experiment, model: nn.Module, tokenizer: Any, rows
     }
 
 
-def _save_model(model: nn.Module, tokenizer: Any, folder: Path, base: str) -> None:
+def _save_model(model: nn.Module, tokenizer: Any, folder: Path, base: str | None) -> None:
     """Save under another name first, so that a folder of this name is always whole."""
     unfinished = folder.with_name("model.unfinished")
     for path in (unfinished, folder):

@@ -4,6 +4,7 @@ The prompt is the model's own chat template around passage, question and a reque
 shows it the prompt followed by the answer and trains *on the answer's tokens only*.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,15 +29,19 @@ BATCH_SIZE = 16
 def load_language_model(name: str = "smollm2") -> nn.Module:
     """A causal language model: the packaged SmolLM2, a Hub id or a folder, in bfloat16 where that is native.
 
+    Of a folder that holds a `peft` adapter, the model that it belongs to with the adapter beside its weights.
+
     Raises:
         ModelError: if it cannot be loaded or is no language model.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     base = models.adapter_base(name)
     if base is not None:
-        return models.merge_adapter(models.attach_adapter(load_language_model(base), name))
-    options = {"gguf_file": PACKAGED[name].file} if _is_gguf(name) else {"use_safetensors": True}
+        return models.attach_adapter(load_language_model(base), name).eval()
+    options: dict[str, Any] = {"use_safetensors": True}
+    if _is_gguf(name):  # as plain weights, which can be trained and saved
+        options = {"gguf_file": PACKAGED[name].file, "quantization_config": GgufConfig(dequantize=True)}
     dtype = torch.bfloat16 if has_native_bf16() else torch.float32
     model, info = models.from_pretrained(AutoModelForCausalLM, name, dtype=dtype, output_loading_info=True, **options)
     if info["missing_keys"]:
@@ -88,7 +93,7 @@ def continuation_probability(model: nn.Module, tokenizer: Any, text: str, contin
     start, rest = (tokenizer.encode(part, add_special_tokens=False) for part in (text, continuation))
     ids = torch.tensor([start + rest], device=_device(model))
     log_probabilities = model(ids).logits[0, len(start) - 1 : -1].float().log_softmax(1)
-    return float(log_probabilities.gather(1, ids[0, len(start) :, None]).sum().exp())
+    return math.exp(log_probabilities.gather(1, ids[0, len(start) :, None]).sum())
 
 
 # ---- answering -------------------------------------------------------------------------------------------------
@@ -150,7 +155,7 @@ def answer(
                 written = _generate(model, tokenizer, [prompts[i] for i in chosen])
                 for i, (text, log_probability) in zip(chosen, written, strict=True):
                     start = rows[i]["context"].find(text)
-                    span = Span(text, start, log_probability, float(torch.tensor(log_probability).exp()))
+                    span = Span(text, start, log_probability, math.exp(log_probability))
                     predictions[i] = Prediction(str(rows[i].get("id", i)), [span])
                 bar.update(len(chosen))
     finally:
@@ -192,12 +197,15 @@ def training_features(rows: Iterable[dict[str, Any]], tokenizer: Any) -> list[di
     """Questions as a model's training inputs: `input_ids` and `labels`, one dictionary of lists a question.
 
     The input is the prompt, the first given answer, and the end token; the labels are the same tokens, with the
-    prompt's replaced by `IGNORED`, so that the loss is the answer's (and its end's) alone.
+    prompt's replaced by `IGNORED`, so that the loss is the answer's (and its end's) alone. As in the prompt, an answer
+    that spells a control token is read as text.
     """
     features = []
     for row in rows:
         prompt = prompt_tokens(tokenizer, row)
-        reply = [*tokenizer.encode(row["answers"]["text"][0], add_special_tokens=False), tokenizer.eos_token_id]
+        answer_text = row["answers"]["text"][0]
+        reply = tokenizer.encode(answer_text, add_special_tokens=False, split_special_tokens=True)
+        reply.append(tokenizer.eos_token_id)
         features.append({"input_ids": prompt + reply, "labels": [IGNORED] * len(prompt) + reply})
     return features
 
@@ -218,7 +226,8 @@ class AnswerCollator:
         batch = dict(self.tokenizer.pad({"input_ids": inputs}, padding_side="left", return_tensors="pt"))
         # One column more than the longest answer: its first token is predicted in the column before it.
         keep = 1 + max(sum(label != IGNORED for label in feature["labels"]) for feature in features)
-        batch["labels"] = torch.tensor([feature["labels"][-keep:] for feature in features])
+        cut = [feature["labels"][-keep:] for feature in features]
+        batch["labels"] = torch.tensor([[IGNORED] * (keep - len(labels)) + labels for labels in cut])
         batch["logits_to_keep"] = keep
         return batch
 

@@ -31,7 +31,7 @@ def quiet() -> None:
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets|huggingface_hub)(\.|$)")
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets|huggingface_hub|peft)(\.|$)")
 
 
 def progress_bar(**options: Any) -> Any:
@@ -131,5 +131,5 @@ def describe_machine() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {"python": platform.python_version()}
-        | {package: metadata.version(package) for package in ("torch", "transformers", "numpy", "tokenizers")},
+        | {package: metadata.version(package) for package in ("torch", "transformers", "peft", "numpy", "tokenizers")},
     }

@@ -3,9 +3,11 @@
 Only safetensors and GGUF files are read, never pickles, and no code that comes with a model is run.
 """
 
+import copy
 import hashlib
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
@@ -182,6 +184,7 @@ def _why_not_loaded(name: str, problem: Exception) -> str:
 
 # ---- what is trained -------------------------------------------------------------------------------------------
 ADAPTER_FILE = "adapter_config.json"  # in a folder, says that its weights are a peft adapter's
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LORA_RANK = 8  # columns of the low-rank matrices
 
 
@@ -191,8 +194,10 @@ def set_trainable(model: nn.Module, what: str = "all") -> nn.Module:
     Args:
         model: an encoder with a span head, or (for "all", "lora" and "ia3") a language model.
         what: "all"; "head" (the span head alone); "last:N" (the head and the N last layers); "lora" (the head and a
-            low-rank correction to each linear layer; Hu et al. 2021, arXiv:2106.09685); "ia3" (the head and a factor
-            for each key, value and feed-forward unit; Liu et al. 2022, arXiv:2205.05638).
+            low-rank correction to each linear layer, of a language model to those that peft chooses for its type:
+            queries and values; Hu et al. 2021, arXiv:2106.09685); "ia3" (the head and a factor for each unit of the
+            keys, the values, and what enters the layers that peft chooses for the model's type: of BERT both output
+            layers, of Llama the feed-forward one; Liu et al. 2022, arXiv:2205.05638).
 
     Returns:
         The model, changed in place; for "lora" and "ia3" inside a `peft.PeftModel`.
@@ -203,9 +208,12 @@ def set_trainable(model: nn.Module, what: str = "all") -> nn.Module:
     if what in ("lora", "ia3"):
         return _with_adapter(model, what)
     layers = encoder_layers(model)
+    if not has_span_head(model) and what != "all":
+        kind = type(model).__name__
+        raise ModelError(f"'{what}' cannot be trained of a {kind}, which has no span head: use 'all', 'lora' or 'ia3'")
     last = re.fullmatch(r"last:([1-9]\d{0,2})", what)
     if what == "all":
-        chosen: list[nn.Module] = [model]
+        chosen: list[nn.Module] = [model.float()]  # small steps are lost in bfloat16
     elif what == "head":
         chosen = [model.get_submodule("qa_outputs")]
     elif last and int(last[1]) <= len(layers):
@@ -225,7 +233,8 @@ def _with_adapter(model: nn.Module, what: str) -> nn.Module:
 
     config: peft.PeftConfig
     if has_span_head(model):
-        common: dict[str, Any] = {"task_type": peft.TaskType.QUESTION_ANS, "modules_to_save": ["qa_outputs"]}
+        # No task type: with QUESTION_ANS, peft 0.21 hands no token_type_ids on to the model (see attach_adapter, too).
+        common: dict[str, Any] = {"modules_to_save": ["qa_outputs"]}
     else:
         common = {"task_type": peft.TaskType.CAUSAL_LM}
     if what == "ia3":
@@ -248,9 +257,19 @@ def has_span_head(model: nn.Module) -> bool:
 
 
 def adapter_base(folder: Path | str) -> str | None:
-    """The name of the model that a folder's adapter belongs to, or None where it holds no adapter."""
+    """The name of the model that a folder's adapter belongs to, or None where it holds no adapter.
+
+    Raises:
+        ModelError: if the adapter names none, or a folder that again holds an adapter.
+    """
     file = os.path.join(folder, ADAPTER_FILE)
-    return str(read_json(file, ModelError).get("base_model_name_or_path")) if os.path.isfile(file) else None
+    if not os.path.isfile(file):
+        return None
+    config = read_json(file, ModelError)
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(base, str) or not base or os.path.isfile(os.path.join(base, ADAPTER_FILE)):
+        raise ModelError(f"{file}: names no whole model that the adapter belongs to (base_model_name_or_path)")
+    return base
 
 
 def attach_adapter(base: nn.Module, folder: Path | str) -> nn.Module:
@@ -261,27 +280,54 @@ def attach_adapter(base: nn.Module, folder: Path | str) -> nn.Module:
     """
     import peft
 
+    config, weights = read_json(Path(folder) / ADAPTER_FILE, ModelError), Path(folder) / ADAPTER_WEIGHTS
+    if not isinstance(config, dict) or config.get("peft_type") not in ("LORA", "IA3"):
+        raise ModelError(f"{folder}: its adapter is neither LoRA nor IA3 (peft_type in {ADAPTER_FILE})")
+    if not weights.is_file():  # where it is missing, peft would read a pickle or ask the Hub
+        raise ModelError(f"{folder}: its adapter lacks {ADAPTER_WEIGHTS}")
     try:
-        return peft.PeftModel.from_pretrained(base, str(folder))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
-        raise ModelError(f"{folder}: its adapter cannot be loaded ({str(problem).splitlines()[0]})") from problem
+        with warnings.catch_warnings(), safe_open(weights, "pt") as file:
+            warnings.simplefilter("ignore")  # of missing weights, which are an error below
+            settings = peft.PeftConfig.from_pretrained(str(folder))
+            if has_span_head(base):
+                settings.task_type = None
+            model = peft.PeftModel.from_pretrained(base, str(folder), config=settings)
+            wanted = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+            differing = wanted.symmetric_difference(file.keys())
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as problem:
+        why = f"{type(problem).__name__}: {problem}"[:300]
+        raise ModelError(f"{folder}: its adapter cannot be loaded ({' '.join(why.split())})") from problem
+    if differing:  # peft would leave them as drawn at random, or out
+        raise ModelError(f"{folder}: its adapter does not fit a {type(base).__name__} ({min(differing)})")
+    return model
 
 
 def merge_adapter(model: nn.Module) -> nn.Module:
-    """The model with its adapter's correction added into its own weights: the same answers, no `peft` around it."""
-    merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]
+    """The model with its adapter's correction added into its own weights: the same answers, no `peft` around it.
+
+    In float32: most of a small correction is lost when it is added to a bfloat16 weight.
+    """
+    merged: nn.Module = model.float().merge_and_unload()  # type: ignore[operator]
     return merged
 
 
-def save_model(model: nn.Module, folder: Path | str, base: str) -> None:
-    """Save a trained model: all weights, or of a `peft.PeftModel` the adapter and the name of its base model."""
+def save_model(model: nn.Module, folder: Path | str, base: str | None) -> None:
+    """Save a trained model: all weights, or of a `peft.PeftModel` the adapter and the name of its base model.
+
+    Where that has no name that loads it (`base` is None), all weights are saved, the adapter merged into them.
+    """
     trained: Any = model
     if not hasattr(model, "peft_config"):
+        trained.save_pretrained(folder)
+        return
+    if base is None:
+        trained = merge_adapter(copy.deepcopy(model))
         trained.save_pretrained(folder)
         return
     for config in trained.peft_config.values():
         config.base_model_name_or_path = base  # a name, where peft would write this machine's path
     trained.save_pretrained(folder, save_embedding_layers=False)
+    (Path(folder) / "README.md").unlink(missing_ok=True)  # peft's form for a description, with this machine's path
 
 
 def trained_bytes(model: nn.Module) -> int:

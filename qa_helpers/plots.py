@@ -96,12 +96,51 @@ def save_report_picture(runs: Iterable[Run], path: Path | str) -> None:
     plt.close()
 
 
-def bars(counts: Mapping[str, float], title: str, x: str) -> Axes:
-    """Horizontal bars, the first on top, each with its number."""
+def bars(counts: Mapping[str, float], title: str, x: str, form: str = "{:g}") -> Axes:
+    """Horizontal bars, the first on top, each with its number, written in this form."""
     ax = _axes(title, x, "", size=(7, 0.9 + 0.3 * len(counts)))
     drawn = ax.barh(list(counts), list(counts.values()), color=BLUE)
-    ax.bar_label(drawn, padding=3)
+    ax.bar_label(drawn, fmt=form, padding=3)
     ax.invert_yaxis()
+    return ax
+
+
+def grouped_bars(values: Mapping[str, Mapping[str, float]], title: str, x: str) -> Axes:
+    """Horizontal bars in groups, the first group on top: `values[group][bar]`, a colour a bar."""
+    names = list(next(iter(values.values())))
+    ax = _axes(title, x, "", size=(7, 0.9 + 0.2 * len(values) * (len(names) + 1)))
+    for number, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
+        places = [group + (number - (len(names) - 1) / 2) * 0.8 / len(names) for group in range(len(values))]
+        ax.barh(places, [bars[name] for bars in values.values()], 0.8 / len(names), color=colour, label=name)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.invert_yaxis()
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def quality_by_share(series: Mapping[str, Mapping[str, Run]], evaluation: str, title: str) -> Axes:
+    """EM with its interval against the share of weights that was trained: `series[legend][label]`."""
+    ax = _axes(title, "share of the weights that was trained (%, logarithmic)", "EM (%)", size=(7, 3.8))
+    for (legend, runs), colour, marker in zip(series.items(), COLOURS, "osD", strict=False):
+        for label, run in runs.items():
+            share, em = 100 * run.parameters[0] / run.parameters[1], run.scores[evaluation].exact_match
+            ax.plot([share, share], [em.low, em.high], color=colour, linewidth=3, alpha=0.4, solid_capstyle="butt")
+            ax.plot(share, em.value, marker, color=colour, label=legend)
+            ax.annotate(label, (share, em.value), (6, 4), textcoords="offset points", fontsize="small")
+    ax.set(xscale="log", ylim=(0, None))
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    ax.legend(handles.values(), handles.keys(), frameon=False, loc="upper left")
+    return ax
+
+
+def learning_rates(tried: Mapping[str, Mapping[float, Run]], evaluation: str, title: str) -> Axes:
+    """EM against the learning rate, a line a way to train: `tried[way][learning rate]`."""
+    ax = _axes(title, "learning rate (logarithmic)", "EM (%)")
+    for (label, runs), colour in zip(tried.items(), COLOURS, strict=False):
+        ems = [run.scores[evaluation].exact_match.value for run in runs.values()]
+        ax.plot(list(runs), ems, "o-", color=colour, label=label)
+    ax.set(xscale="log", ylim=(0, None))
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 

@@ -64,9 +64,9 @@ class Experiment(_Model):
     sampling: Sampling = "first"
     sampling_seed: Seed = 0
     evaluations: Annotated[dict[Name, EvalSet], Field(min_length=1, max_length=20)] = {"all": EvalSet()}
-    model: Annotated[str, Field(min_length=1, max_length=200)] = "minilm"
+    model: Annotated[Line, Field(min_length=1)] = "minilm"
     task: Literal["span", "generate"] = "span"  # point at the answer, or write it with a language model
-    trainable: str = "all"  # as `models.set_trainable` takes it
+    trainable: Line = "all"  # as `models.set_trainable` takes it
     start_from: Name | None = None  # another run whose fine-tuned weights to start from
     epochs: Annotated[int, Field(ge=0, le=1_000)] = 3  # 0: the model is asked as it comes
     batch_size: Annotated[int, Field(ge=1, le=4_096)] = 8
@@ -74,6 +74,12 @@ class Experiment(_Model):
     seed: Seed = 0
     probe_size: Count = 100  # training and validation questions scored after every epoch
     retrieval: bool = False  # whether to measure, before and after, how well the encoder finds the right passage
+
+    @model_validator(mode="after")
+    def _fits_its_task(self) -> "Experiment":
+        if self.retrieval and self.task != "span":
+            raise ValueError("retrieval measures an encoder; it does not go with task 'generate'")
+        return self
 
     @property
     def command(self) -> str:
@@ -310,7 +316,7 @@ def format_report(runs: Iterable[Run]) -> str:
 
 def _training_in_words(experiment: Experiment) -> str:
     if not experiment.epochs:
-        return f"nothing: {experiment.model} as it comes"
+        return f"nothing: {experiment.start_from or experiment.model} as it comes"
     size = "all" if experiment.train_size is None else f"{experiment.train_size:,}"
     words = f"{size} of {experiment.data}, {experiment.epochs} epochs, batch {experiment.batch_size}"
     return words if experiment.trainable == "all" else f"{words}, trainable: {experiment.trainable}"

@@ -38,8 +38,8 @@ class Scale:
 
 
 SCALES = {
-    # CourseQA's few questions make few optimizer steps, hence the higher learning rate and the two epochs more.
-    "quick": Scale("quick", "courseqa", 500, (100, 200, 500), epochs=5, learning_rate=2e-4),
+    # CourseQA's few questions make few optimizer steps, hence the higher learning rate.
+    "quick": Scale("quick", "courseqa", 500, (100, 200, 500), epochs=3, learning_rate=2e-4),
     "class": Scale("class", "squad", 1_000, (1_000, 2_000, 5_000), epochs=3, learning_rate=1e-4),
     "full": Scale("full", "squad", 87_599, (87_599,), epochs=2, learning_rate=3e-5, model="bert-base-uncased"),
 }
@@ -67,7 +67,7 @@ def _baselines() -> list[Experiment]:
     quick = SCALES["quick"]
     chosen = [quick.baseline(size) for size in quick.sizes]
     # As many optimizer steps on 100 questions as 500 questions get: do steps or questions make the jump?
-    chosen.append(quick.baseline(100).model_copy(update={"name": "quick-steps-100-seed0", "epochs": 25}))
+    chosen.append(quick.baseline(100).model_copy(update={"name": "quick-steps-100-seed0", "epochs": 15}))
     # Short enough for a first look: three epochs instead of five, nothing scored on the way.
     chosen.append(quick.baseline().model_copy(update={"name": "start-here", "epochs": 3, "probe_size": 0}))
     chosen += [SCALES["class"].baseline(seed=seed) for seed in (0, 1, 2)]
@@ -75,20 +75,25 @@ def _baselines() -> list[Experiment]:
     return chosen
 
 
-# Each method's learning rate is the best of those tried at quick scale (see notebook 01): few weights need large steps.
-METHODS = {"head": 1e-2, "last:2": 5e-4, "lora": 2e-3, "ia3": 1e-2, "all": 2e-4}
+# Few weights need large steps: the learning rates tried for each way to fine-tune, and the best (see notebook 01).
+LEARNING_RATES = {
+    "head": (3e-3, 1e-2, 3e-2),
+    "last:2": (2e-4, 5e-4, 1e-3),
+    "lora": (5e-4, 1e-3, 2e-3),
+    "ia3": (3e-3, 1e-2, 3e-2),
+    "all": (1e-4, 2e-4, 5e-4),
+}
+METHODS = {"head": 1e-2, "last:2": 5e-4, "lora": 1e-3, "ia3": 1e-2, "all": 2e-4}
 
 
 def method(scale: Scale, trainable: str, learning_rate: float | None = None, seed: int = 0) -> Experiment:
     """One way to fine-tune at a scale: same questions, epochs and batch for all; and what the encoder forgets."""
     rate = learning_rate or METHODS[trainable]
-    name = f"{scale.name}-method-{trainable.replace(':', '')}" + (f"-lr{rate:g}" if learning_rate else "")
-    sets = {"all": EvalSet()} if scale.data == "courseqa" else {"random-500": EvalSet(limit=500, sampling="random")}
     return Experiment(
-        name=f"{name}-seed{seed}",
+        name=f"{scale.name}-method-{trainable.replace(':', '')}-lr{rate:g}-seed{seed}",
         data=scale.data,
         train_size=scale.baseline_size,
-        evaluations=sets,
+        evaluations=_asked(scale),
         model=scale.model,
         trainable=trainable,
         retrieval=True,
@@ -99,19 +104,24 @@ def method(scale: Scale, trainable: str, learning_rate: float | None = None, see
     )
 
 
+def _asked(scale: Scale) -> dict[str, EvalSet]:
+    """The whole validation set of CourseQA; of SQuAD's, 500 random questions."""
+    return {"all": EvalSet()} if scale.data == "courseqa" else {"random-500": EvalSet(limit=500, sampling="random")}
+
+
 def _methods() -> list[Experiment]:
-    return [method(SCALES[scale], trainable) for scale in ("quick", "class") for trainable in METHODS]
+    at_quick = [method(SCALES["quick"], what, rate) for what, rates in LEARNING_RATES.items() for rate in rates]
+    return at_quick + [method(SCALES["class"], what) for what in METHODS]
 
 
 def language_model(scale: Scale, train_size: int, epochs: int, seed: int = 0) -> Experiment:
     """SmolLM2 at a scale: as it comes (no epochs), or fine-tuned with LoRA on the answers."""
     kind = f"sft-{train_size}" if epochs else "zero-shot"
-    sets = {"all": EvalSet()} if scale.data == "courseqa" else {"random-500": EvalSet(limit=500, sampling="random")}
     return Experiment(
         name=f"{scale.name}-{kind}-smollm2-seed{seed}",
         data=scale.data,
         train_size=train_size,
-        evaluations=sets,
+        evaluations=_asked(scale),
         model="smollm2",
         task="generate",
         trainable="lora",

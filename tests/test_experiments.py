@@ -8,23 +8,31 @@ import numpy as np
 import pytest
 import torch
 
-from qa_helpers import experiments, models
+from qa_helpers import experiments, language_model, models
 from qa_helpers.data import ASSETS, fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation import answer
 from qa_helpers.experiments import (
-    SCALES,
     Comparison,
     compare,
-    current_scale,
     load_records,
     load_trained,
-    named_experiments,
     rerun,
     run_experiment,
     runs_folder,
 )
 from qa_helpers.files import project_folder
-from qa_helpers.records import EvalSet, Experiment, RecordError, read_experiment, read_record, write_record
+from qa_helpers.machine import default_device
+from qa_helpers.models import ModelError
+from qa_helpers.records import (
+    EvalSet,
+    Experiment,
+    RecordError,
+    format_report,
+    read_experiment,
+    read_record,
+    write_record,
+)
+from qa_helpers.retrieval import retrieval_ranks
 from qa_helpers.statistics import bootstrap_mean
 
 
@@ -176,7 +184,198 @@ def test_training_that_diverged_says_so(tokenizer, course):
     with torch.no_grad():
         model.qa_outputs.weight.fill_(torch.nan)
     with pytest.raises(RecordError, match=r"training diverged.* lower the learning rate"):
-        experiments._probe_scores(model, tokenizer, course[:2])
+        experiments._probe_scores(Experiment(name="x"), model, tokenizer, course[:2])
+
+
+# ---- adapters, retrieval, language models, nothing trained ------------------------------------------------------
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    """A runs folder with one finished run with LoRA, "lora", which no test changes; and the run."""
+    folder = tmp_path_factory.mktemp("runs")
+    experiment = Experiment(
+        name="lora",
+        train_size=16,
+        evaluations={"first": EvalSet(limit=12)},
+        trainable="lora",
+        epochs=2,
+        batch_size=4,
+        learning_rate=5e-3,
+        seed=1,
+        probe_size=4,
+        retrieval=True,
+    )
+    return folder, run_experiment(experiment, folder)
+
+
+def rows_of(run):
+    return [row for row in load_qa(split="validation") if row["id"] in run.questions.id]
+
+
+def texts(answers):
+    return [prediction.text for prediction in answers.predictions]
+
+
+def test_a_run_with_lora_leaves_a_small_folder_that_names_its_model(lora):
+    folder, run = lora
+    assert sorted(os.listdir(folder / "lora")) == ["experiment.json", "model", "run.json"]
+    assert read_record(folder / "lora" / "run.json") == run
+    trained, total = run.parameters
+    assert 0 < trained < 0.02 * total
+    weights = folder / "lora" / "model" / "adapter_model.safetensors"
+    assert weights.stat().st_size == pytest.approx(run.stored_bytes, rel=0.05)
+    assert 4 * trained < run.stored_bytes < 2_000_000
+    assert not list((folder / "lora").rglob("model.safetensors"))
+    assert models.adapter_base(folder / "lora" / "model") == "minilm"
+    assert len(run.epochs) == 2
+    assert run.losses[-1][1] < run.losses[0][1]
+
+
+def test_the_adapter_of_a_run_gives_the_recorded_answers_and_merged_the_same_logits(lora):
+    folder, run = lora
+    rows, home = rows_of(run), str(folder / "lora" / "model")
+    attached = models.attach_adapter(models.load_qa_model(), home).eval().to(default_device())
+    merged, tokenizer = load_trained("lora", folder)
+    assert texts(answer(attached, tokenizer, rows)) == run.questions.prediction
+    inputs = tokenizer(rows[0]["question"], rows[0]["context"], return_tensors="pt").to(default_device())
+    with torch.inference_mode():  # without autocast: in bfloat16 the sum of two products is not the product of the sum
+        one, other = attached(**inputs), merged(**inputs)
+    torch.testing.assert_close(one.start_logits, other.start_logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(one.end_logits, other.end_logits, rtol=0, atol=1e-4)
+
+
+def test_retrieval_is_measured_before_and_after_for_each_question(lora, tokenizer):
+    folder, run = lora
+    validation, rows = load_qa(split="validation"), rows_of(run)
+    passages = list(dict.fromkeys(validation["context"]))
+    assert run.retrieval.passages == len(passages) > 12
+    assert len(run.retrieval.before) == len(run.retrieval.after) == len(run.questions.id) == 12
+    assert run.retrieval.before == retrieval_ranks(models.load_qa_model(seed=7), tokenizer, rows, passages)
+    attached = models.attach_adapter(models.load_qa_model(), folder / "lora" / "model")
+    assert run.retrieval.after == retrieval_ranks(attached, tokenizer, rows, passages)
+    assert run.retrieval.recall("before", 5).value > 80  # what MiniLM was made for
+
+
+def test_a_record_with_lora_is_run_again_and_is_the_same(lora, tmp_path):
+    folder, run = lora
+    now, comparisons = rerun(read_record(folder / "lora" / "run.json"), tmp_path)
+    assert {comparison.verdict for comparison in comparisons} == {"same"}
+    assert results(now) == results(run)
+
+
+def test_a_run_with_lora_that_was_interrupted_ends_with_the_same_numbers(lora, tmp_path, monkeypatch):
+    _, run = lora
+    probe_scores = experiments._probe_scores
+
+    def interrupted(*arguments):
+        if (tmp_path / "lora" / "checkpoints" / "checkpoint-4" / "complete").exists():  # in the second epoch
+            raise KeyboardInterrupt
+        return probe_scores(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "_probe_scores", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(run.experiment, tmp_path)
+    assert not (tmp_path / "lora" / "model").exists()
+    probed = []
+    monkeypatch.setattr(experiments, "_probe_scores", lambda *args: probed.append(1) or probe_scores(*args))
+    assert results(run_experiment(run.experiment, tmp_path)) == results(run)
+    assert len(probed) == 2  # training and validation questions of the second epoch alone
+
+
+def test_a_run_starts_from_a_run_with_lora_and_its_model_holds_the_weights_of_both(lora, tmp_path):
+    folder, run = lora
+    shutil.copytree(folder / "lora", tmp_path / "lora")
+    experiment = but(run.experiment, name="warm", start_from="lora", learning_rate=1e-6, epochs=1, retrieval=False)
+    warm = run_experiment(experiment, tmp_path)
+    assert warm.parameters == run.parameters
+    start = load_trained("lora", tmp_path)[0].state_dict()
+    plain = models.load_qa_model(seed=experiment.seed).to(default_device()).state_dict()
+    shutil.rmtree(tmp_path / "lora")  # the new run's model does not need it
+    end = load_trained("warm", tmp_path)[0].state_dict()
+    assert start.keys() == end.keys() == plain.keys()
+    for name, weights in end.items():
+        torch.testing.assert_close(weights, start[name], atol=1e-4, rtol=0)
+    changed = "bert.encoder.layer.0.attention.self.query.weight"
+    assert (end[changed] - plain[changed]).abs().max() > 1e-3
+    assert warm.epochs[0].train.loss < run.losses[0][1]
+
+
+def test_without_epochs_the_model_is_asked_as_it_comes(lora, tmp_path, tokenizer, no_training):
+    _, lora_run = lora
+    experiment = but(lora_run.experiment, name="as-it-comes", epochs=0)
+    run = run_experiment(experiment, tmp_path)
+    model = models.load_qa_model(seed=1).to(default_device())
+    assert sorted(os.listdir(tmp_path / "as-it-comes")) == ["experiment.json", "run.json"]
+    assert run.parameters == (0, models.count_parameters(model)[1])
+    assert run.stored_bytes == 0
+    assert run.losses == run.epochs == []
+    assert run.timing.train_seconds == run.timing.train_questions_per_second == 0
+    assert texts(answer(model, tokenizer, rows_of(run))) == run.questions.prediction
+    assert run.retrieval.before == run.retrieval.after == lora_run.retrieval.before
+    assert "| as-it-comes | nothing: minilm as it comes | first (12) |" in format_report([run])
+    assert run_experiment(experiment, tmp_path) == run
+    now, comparisons = rerun(read_record(tmp_path / "as-it-comes" / "run.json"), tmp_path / "out")
+    assert {comparison.verdict for comparison in comparisons} == {"same"}
+    assert results(now) == results(run)
+    with pytest.raises(RecordError, match="there is no trained model"):
+        load_trained("as-it-comes", tmp_path)
+
+
+def test_another_runs_model_is_asked_without_epochs(finished, tmp_path, no_training):
+    folder, run = finished
+    shutil.copytree(folder / "finished", tmp_path / "finished")
+    again = run_experiment(but(run.experiment, name="asked", start_from="finished", epochs=0), tmp_path)
+    assert again.scores == run.scores
+    assert again.questions == run.questions
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trainable": "lora:8"}, "'lora:8' cannot be trained: use 'all', 'head', 'lora', 'ia3', or 'last:N'"),
+        ({"model": "smollm2"}, "'smollm2' .* is no encoder"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_so_leaves_no_result(tmp_path, no_training, changes, words):
+    with pytest.raises(ModelError, match=words):
+        run_experiment(Experiment(name="x", train_size=4, **changes), tmp_path)
+    assert os.listdir(tmp_path / "x") == ["experiment.json"]
+
+
+@pytest.mark.slow
+def test_a_language_model_is_fine_tuned_asked_and_loaded_again(tmp_path):
+    experiment = Experiment(
+        name="written",
+        train_size=4,
+        evaluations={"few": EvalSet(limit=4)},
+        model="smollm2",
+        task="generate",
+        trainable="lora",
+        epochs=1,
+        batch_size=2,
+        learning_rate=1e-3,
+        probe_size=1,
+    )
+    run = run_experiment(experiment, tmp_path)
+    assert read_record(tmp_path / "written" / "run.json") == run
+    assert run_experiment(experiment, tmp_path) == run
+    assert sorted(os.listdir(tmp_path / "written")) == ["experiment.json", "model", "run.json"]
+    assert models.adapter_base(tmp_path / "written" / "model") == "smollm2"
+    trained, total = run.parameters
+    assert 0 < trained < 0.02 * total
+    assert total > 130_000_000
+    assert 4 * trained < run.stored_bytes < 5_000_000
+    assert run.losses[-1][0] == 2  # steps
+    assert 0 < run.losses[-1][1] < 10
+    assert [epoch.epoch for epoch in run.epochs] == [1]
+    assert run.questions.id == load_qa(split="validation")["id"][:4]
+    assert any(run.questions.prediction)
+    assert len(run.questions.prediction) == 4
+
+    model, tokenizer = load_trained("written", tmp_path)
+    assert hasattr(model, "peft_config")  # beside the weights, which are too coarse to merge it into
+    assert tokenizer.padding_side == "left"
+    assert texts(language_model.answer(model, tokenizer, rows_of(run))) == run.questions.prediction
 
 
 # ---- starting from another run ----------------------------------------------------------------------------------
@@ -212,30 +411,7 @@ def test_a_checkpoint_that_has_seen_squad_is_warned_of(finished, tmp_path, no_tr
         run_experiment(experiment, tmp_path / "runs")
 
 
-# ---- scales, names, folders -------------------------------------------------------------------------------------
-def test_the_scale_is_the_variables(monkeypatch):
-    monkeypatch.delenv("QA_SCALE", raising=False)
-    assert current_scale() is SCALES["quick"]
-    monkeypatch.setenv("QA_SCALE", "")
-    assert current_scale() is SCALES["quick"]
-    for name, scale in SCALES.items():
-        monkeypatch.setenv("QA_SCALE", name)
-        assert current_scale() is scale
-    monkeypatch.setenv("QA_SCALE", "huge")
-    with pytest.raises(RecordError, match="QA_SCALE is 'huge'; set it to quick, class, full"):
-        current_scale()
-
-
-def test_named_experiments_can_be_described_and_run_from_names_only():
-    named = named_experiments()
-    assert {"quick-baseline-500-seed0", "class-baseline-1000-seed0", "full-baseline-87599-seed0"} <= set(named)
-    for name, experiment in named.items():
-        assert experiment.name == name
-        assert Experiment.model_validate(experiment.model_dump()) == experiment  # model_copy checks nothing
-        assert experiment.data in ("courseqa", "squad")
-        assert experiment.model in models.PACKAGED or models.is_hub_name(experiment.model)
-
-
+# ---- names and folders ------------------------------------------------------------------------------------------
 def test_the_runs_folder_is_the_variables(monkeypatch, tmp_path):
     monkeypatch.setenv("QA_RUNS_DIR", str(tmp_path))
     assert runs_folder() == tmp_path

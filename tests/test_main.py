@@ -7,6 +7,7 @@ import pytest
 
 from qa_helpers.__main__ import machine_report, main
 from qa_helpers.records import Experiment, read_record
+from qa_helpers.scales import named_experiments
 
 TINY = {
     "name": "tiny",
@@ -83,9 +84,18 @@ def test_bad_input_gives_one_sentence_and_exit_code_2(
     assert len(error.strip().splitlines()) == 1
 
 
+def test_a_model_is_asked_as_it_comes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plain.json").write_text(json.dumps(TINY | {"name": "plain", "epochs": 0}))
+    assert main(["run", str(tmp_path / "plain.json"), "--folder", str(tmp_path / "runs")]) == 0
+    assert "| plain | nothing: minilm as it comes | few (8) |" in capsys.readouterr().out
+    assert not (tmp_path / "runs/plain/model").exists()
+
+
 def test_list_names_experiments(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--list"]) == 0
-    assert "class-baseline-1000-seed0" in capsys.readouterr().out
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == list(named_experiments())
+    assert {"class-baseline-1000-seed0", "quick-zero-shot-smollm2-seed0"} <= set(listed)
 
 
 @pytest.mark.parametrize("command", ["check", "run", "rerun", "report", "notebooks"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from qa_helpers.records import (
     EvalSet,
     Experiment,
     RecordError,
+    Retrieval,
     Run,
     Score,
     format_report,
@@ -41,8 +43,11 @@ VALID = {
         "name": "tiny",
         "train_size": 16,
         "evaluations": {"first": {"limit": 2}, "all": {"limit": None, "sampling": "random", "seed": 3}},
+        "task": "span",
+        "trainable": "lora",
         "start_from": None,
         "learning_rate": 0.0005,
+        "retrieval": True,
     },
     "machine": {
         "device": "cpu",
@@ -55,6 +60,7 @@ VALID = {
     },
     "fingerprints": {"train": "0123456789abcdef", "eval": "fedcba9876543210"},
     "parameters": [10, 20],
+    "stored_bytes": 124,
     "losses": [[10, 1.25], [20, 0.5]],
     "epochs": [{"epoch": 1, "train": PROBE, "eval": PROBE}],
     "scores": {
@@ -72,6 +78,7 @@ VALID = {
         "contained": [1, 0, 1],
         "category": ["exact", "empty", "exact"],
     },
+    "retrieval": {"passages": 4, "before": [1, 4, 2], "after": [1, 1, 3]},
     "timing": {
         "train_seconds": 1.5,
         "eval_seconds": 0,
@@ -105,6 +112,8 @@ def test_a_valid_record_is_read(run):
     assert run.parameters == (10, 20)
     assert run.experiment.command == "python -m qa_helpers rerun records/tiny.json"
     assert run.column("exact_match", "all").tolist() == [1, 1, 0]
+    assert run.stored_bytes == 124
+    assert run.retrieval.after == [1, 1, 3]
     assert run.column("prediction", "first").tolist() == ["the Cardinals", ""]
     assert str(run.scores["first"].f1) == "50.0 [12.5, 87.5]"
 
@@ -117,6 +126,26 @@ def test_writing_and_reading_change_nothing(tmp_path, run, finished):
         content = path.read_bytes()
         write_record(read_record(path), path)
         assert path.read_bytes() == content
+
+
+def test_a_record_from_before_a_field_was_added_is_read(tmp_path):
+    old = unshared()
+    for name in ("stored_bytes", "retrieval"):
+        del old[name]
+    for name in ("task", "retrieval"):
+        del old["experiment"][name]
+    run = read_record(write(tmp_path, old))
+    assert run.stored_bytes is run.retrieval is None
+    assert run.experiment.task == "span"
+    assert run.experiment.retrieval is False
+
+
+RECORDS = sorted((Path(__file__).parents[1] / "records").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_the_courses_records_are_read(path):
+    assert read_record(path).experiment.name == path.stem
 
 
 def test_a_record_holds_a_line_a_field(tmp_path, run):
@@ -179,7 +208,8 @@ FAULTS = {  # what is wrong: (how it comes about, what the message must say)
     "an evaluation of a bad name": (at("experiment", evaluations={"../x": {}}), ("experiment.evaluations", "pattern")),
     "no evaluation": (at("experiment", evaluations={}), ("experiment.evaluations: ", "at least 1")),
     "an unknown sampling": (at("experiment", sampling="last"), ("experiment.sampling: ", "'first' or 'random'")),
-    "no epochs": (at("experiment", epochs=0), ("experiment.epochs: ", "greater than or equal to 1")),
+    "less than no epochs": (at("experiment", epochs=-1), ("experiment.epochs: ", "greater than or equal to 0")),
+    "epochs without a number": (at("experiment", epochs=None), ("experiment.epochs: ", "integer")),
     "epochs as text": (at("experiment", epochs="3"), ("experiment.epochs: ", "integer")),
     "epochs without end": (at("experiment", epochs=10**30), ("experiment.epochs: ",)),
     "true as a batch size": (at("experiment", batch_size=True), ("experiment.batch_size: ", "integer")),
@@ -188,6 +218,14 @@ FAULTS = {  # what is wrong: (how it comes about, what the message must say)
     "a seed too large for NumPy": (at("experiment", seed=2**32), ("experiment.seed: ", "less than 4294967296")),
     "a learning rate of 0": (at("experiment", learning_rate=0), ("experiment.learning_rate: ", "greater than 0")),
     "a learning rate of 1": (at("experiment", learning_rate=1), ("experiment.learning_rate: ", "less than 1")),
+    "a model's name that breaks a table": (at("experiment", model="a | b"), ("experiment.model: ", "pattern")),
+    "a model's name without end": (at("experiment", model="a" * 201), ("experiment.model: ", "200")),
+    "a trained part that clears the screen": (
+        at("experiment", trainable="\x1b[2J"),
+        ("experiment.trainable: ", "pattern"),
+    ),
+    "an unknown task": (at("experiment", task="guess"), ("experiment.task: ", "'span' or 'generate'")),
+    "retrieval that is no truth value": (at("experiment", retrieval=1), ("experiment.retrieval: ", "boolean")),
     "an empty model's name": (at("experiment", model=""), ("experiment.model: ", "at least 1")),
     "an experiment that is a list": (at(experiment=[]), ("experiment: ", "object")),
     "scores that are a list": (at(scores=[]), ("scores: ", "object")),
@@ -206,6 +244,18 @@ FAULTS = {  # what is wrong: (how it comes about, what the message must say)
     "a loss that is text": (at(losses=[[10, "low"]]), ("losses.0.1: ", "number")),
     "three numbers of parameters": (at(parameters=[1, 2, 3]), ("parameters: ", "2 items")),
     "negative parameters": (at(parameters=[-1, 2]), ("parameters.0: ",)),
+    "negative bytes": (at(stored_bytes=-1), ("stored_bytes: ", "greater than or equal to 0")),
+    "half a byte": (at(stored_bytes=0.5), ("stored_bytes: ", "integer")),
+    "a rank beyond the passages": (at("retrieval", after=[1, 5, 1]), ("retrieval: ", "the 4 passages")),
+    "a former rank beyond the passages": (at("retrieval", before=[5, 1, 1]), ("retrieval: ", "the 4 passages")),
+    "a rank of 0": (at("retrieval", before=[1, 0, 1]), ("retrieval.before.1: ", "greater than or equal to 1")),
+    "half a rank": (at("retrieval", after=[1, 1.5, 1]), ("retrieval.after.1: ", "integer")),
+    "fewer ranks after than before": (at("retrieval", after=[1, 1]), ("retrieval: ", "do not fit each other")),
+    "fewer ranks than questions": (at("retrieval", before=[1, 1], after=[1, 1]), ("2 ranks for 3 questions",)),
+    "no ranks": (at("retrieval", before=[], after=[]), ("0 ranks for 3 questions",)),
+    "no passages": (at("retrieval", passages=0), ("retrieval.passages: ", "greater than or equal to 1")),
+    "ranks before missing": (at("retrieval", before=...), ("retrieval.before: Field required",)),
+    "a retrieval field too many": (at("retrieval", mean=1.5), ("retrieval.mean: Extra inputs",)),
     "columns of different length": (
         at("questions", prediction=["a", "b"]),
         ("questions: ", "differ in length", "'prediction': 2"),
@@ -348,12 +398,40 @@ def test_the_column_of_a_run_feeds_the_statistics(run):
     assert column.tolist() == [0.6667, 1.0, 0.0]
 
 
+def test_recall_is_the_share_of_questions_whose_passage_is_near(run):
+    """Ranks before are 1, 4, 2; after 1, 1, 3."""
+    shares = {
+        (when, most): run.retrieval.recall(when, most).value for when in ("before", "after") for most in (1, 2, 3, 4)
+    }
+    assert [shares["before", most] for most in (1, 2, 3, 4)] == [33.33, 66.67, 66.67, 100.0]
+    assert [shares["after", most] for most in (1, 2, 3, 4)] == [66.67, 66.67, 100.0, 100.0]
+    score = Retrieval(passages=9, before=[1] * 50 + [2] * 50, after=[9] * 100).recall("before", 1)
+    assert score.value == 50
+    assert score.low == pytest.approx(40, abs=1.5)  # 1.96 times the square root of 0.5 * 0.5 / 100
+    assert score.high == pytest.approx(60, abs=1.5)
+
+
 # ---- the report -------------------------------------------------------------------------------------------------
 def test_the_report_has_a_line_an_evaluation_set(run):
     lines = format_report([run, run]).splitlines()
     assert len(lines) == 2 + 2 * 2
     assert {line.count("|") for line in lines} == {9}
-    assert "| tiny | 16 of courseqa, 3 epochs, batch 8 | first (2) | 0.0 [0.0, 37.5] |" in lines[2]
+    assert "| tiny | 16 of courseqa, 3 epochs, batch 8, trainable: lora | first (2) | 0.0 [0.0, 37.5] |" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trainable": "all"}, "16 of courseqa, 3 epochs, batch 8"),
+        ({"trainable": "last:2", "train_size": None}, "all of courseqa, 3 epochs, batch 8, trainable: last:2"),
+        ({"epochs": 0}, "nothing: minilm as it comes"),
+        ({"epochs": 0, "model": "smollm2", "task": "generate"}, "nothing: smollm2 as it comes"),
+        ({"epochs": 0, "start_from": "another"}, "nothing: another as it comes"),
+    ],
+)
+def test_the_report_says_what_was_trained(run, changes, words):
+    changed = run.model_copy(update={"experiment": run.experiment.model_copy(update=changes)})
+    assert f"| tiny | {words} | first (2) |" in format_report([changed])
 
 
 def test_the_report_is_put_between_the_marks_and_only_there(tmp_path):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import DataCollatorWithPadding
 
 from qa_helpers.evaluation import answer, evaluate
 from qa_helpers.experiments import run_experiment
-from qa_helpers.features import make_windows
+from qa_helpers.features import make_windows, training_features
 from qa_helpers.machine import default_device, set_seed
 from qa_helpers.models import load_qa_model, set_trainable
 from qa_helpers.records import EvalSet, Experiment, read_record
@@ -22,7 +23,8 @@ def trained(course, tokenizer, folder, settings, after_epoch=None, what="last:1"
     """A model trained on 12 questions, and the history. The last layer alone trains fast."""
     model = set_trainable(load_qa_model(seed=settings.seed), what).to(default_device())
     set_seed(settings.seed)
-    return model, train(model, tokenizer, make_windows(course[:12], tokenizer), settings, folder, after_epoch)
+    features = training_features(make_windows(course[:12], tokenizer))
+    return model, train(model, tokenizer, features, settings, folder, after_epoch)
 
 
 def weights(model):
@@ -79,7 +81,7 @@ def test_batches_are_padded_to_their_longest_window_and_grouped_by_length(tmp_pa
     model.register_forward_pre_hook(
         lambda _module, _args, inputs: masks.append(inputs["attention_mask"].cpu()), with_kwargs=True
     )
-    train(model, tokenizer, windows, Settings(epochs=1, batch_size=4), tmp_path)
+    train(model, tokenizer, training_features(windows), Settings(epochs=1, batch_size=4), tmp_path)
     lengths = sorted(map(len, windows))
     assert sorted(length for mask in masks for length in mask.sum(dim=1).tolist()) == lengths
     assert all(mask.shape[1] == mask.sum(dim=1).max() for mask in masks)
@@ -89,13 +91,29 @@ def test_batches_are_padded_to_their_longest_window_and_grouped_by_length(tmp_pa
     assert padding < padding_by_chance / 2
 
 
+def test_a_collator_of_ones_own_makes_the_batches(tmp_path, course, tokenizer):
+    def collate(features):
+        batches.append([one["input_ids"] for one in features])
+        return DataCollatorWithPadding(tokenizer, padding="max_length", max_length=300)(features)
+
+    batches, shapes = [], []
+    model = set_trainable(load_qa_model(), "head").to(default_device())
+    model.register_forward_pre_hook(
+        lambda _module, _args, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    features = training_features(make_windows(course[:6], tokenizer))
+    train(model, tokenizer, features, Settings(epochs=1, batch_size=4), tmp_path, collator=collate)
+    assert shapes == [(4, 300), (2, 300)]
+    assert sorted(ids for batch in batches for ids in batch) == sorted(one["input_ids"] for one in features)
+
+
 @pytest.mark.slow
 def test_eight_questions_are_learned_by_heart(tmp_path, course, tokenizer):
     rows = course[:600:75]  # of eight passages
     model = load_qa_model().to(default_device())
-    windows = make_windows(rows, tokenizer)
+    features = training_features(make_windows(rows, tokenizer))
     before = answer(model, tokenizer, rows).loss
-    history = train(model, tokenizer, windows, Settings(epochs=14, batch_size=4, learning_rate=5e-4), tmp_path)
+    history = train(model, tokenizer, features, Settings(epochs=14, batch_size=4, learning_rate=5e-4), tmp_path)
     found = answer(model, tokenizer, rows)
     assert [result.exact_match for result in evaluate(found.predictions, rows)] == [True] * 8
     assert history.losses[-1][0] == 14 * 2  # steps
@@ -133,7 +151,8 @@ class StoppedError(Exception):
     pass
 
 
-def test_a_run_that_failed_goes_on_and_two_checkpoints_are_kept(tmp_path, course, tokenizer):
+@pytest.mark.parametrize("what", ["last:1", "lora"])
+def test_a_run_that_failed_goes_on_and_two_checkpoints_are_kept(tmp_path, course, tokenizer, what):
     def fails_in(epoch):
         def after_epoch(_model):
             numbers.append(len(numbers))
@@ -144,15 +163,15 @@ def test_a_run_that_failed_goes_on_and_two_checkpoints_are_kept(tmp_path, course
         numbers = []
         return after_epoch
 
-    whole, history = trained(course, tokenizer, tmp_path / "whole", SHORT, lambda _model: {})
+    whole, history = trained(course, tokenizer, tmp_path / "whole", SHORT, lambda _model: {}, what)
     with pytest.raises(StoppedError):
-        trained(course, tokenizer, tmp_path / "cut", SHORT, fails_in(3))
+        trained(course, tokenizer, tmp_path / "cut", SHORT, fails_in(3), what)
     assert {path.name for path in (tmp_path / "cut").iterdir()} == {"checkpoint-3", "checkpoint-6"}
     assert (tmp_path / "cut" / "checkpoint-6" / COMPLETE).exists()
-    resumed, resumed_history = trained(course, tokenizer, tmp_path / "cut", SHORT, lambda _model: {})
+    resumed, resumed_history = trained(course, tokenizer, tmp_path / "cut", SHORT, lambda _model: {}, what)
     assert resumed_history == history
     assert same_weights(whole, resumed)
-    finished, finished_history = trained(course, tokenizer, tmp_path / "cut", SHORT, lambda _model: 1 / 0)
+    finished, finished_history = trained(course, tokenizer, tmp_path / "cut", SHORT, lambda _model: 1 / 0, what)
     assert finished_history == history  # nothing is left to train
     assert same_weights(whole, finished)
 

@@ -32,7 +32,7 @@ from transformers import (
 
 from qa_helpers.data import load_qa
 from qa_helpers.evaluation import answer, evaluate
-from qa_helpers.features import MAX_LENGTH, Window, make_windows, training_features
+from qa_helpers.features import MAX_LENGTH, make_windows, training_features
 from qa_helpers.machine import default_device, has_native_bf16, quiet, set_seed
 from qa_helpers.models import load_qa_model, load_tokenizer, resolve
 from qa_helpers.statistics import bootstrap_mean, paired_difference
@@ -54,7 +54,7 @@ class Way:
 
     name: str
     load: Callable[[int], nn.Module]  # takes the seed of the span head
-    train: Callable[[nn.Module, Any, Sequence[Window], Settings, Path], object]
+    train: Callable[[nn.Module, Any, Sequence[dict[str, Any]], Settings, Path], object]
 
 
 def load_stock(seed: int) -> nn.Module:
@@ -68,7 +68,7 @@ def load_stock(seed: int) -> nn.Module:
 def train_stock(
     model: nn.Module,
     tokenizer: Any,
-    windows: Sequence[Window],
+    features: Sequence[dict[str, Any]],
     settings: Settings,
     folder: Path,
     padding: str = "max_length",
@@ -87,7 +87,7 @@ def train_stock(
             disable_tqdm=True,
             **options,
         ),
-        train_dataset=training_features(windows),
+        train_dataset=features,
         data_collator=DataCollatorWithPadding(tokenizer, padding=padding, max_length=MAX_LENGTH),
     )
     trainer.remove_callback(PrinterCallback)
@@ -119,11 +119,11 @@ class Trained(NamedTuple):
 def run(way: Way, rows: Any, settings: Settings) -> Trained:
     """Train one way from the pre-trained weights, in a folder of its own."""
     tokenizer = load_tokenizer()
-    windows = make_windows(rows, tokenizer)
+    features = training_features(make_windows(rows, tokenizer))
     model = way.load(settings.seed)
     with TemporaryDirectory() as folder:
         wall, cpu = time.perf_counter(), time.process_time()
-        way.train(model, tokenizer, windows, settings, Path(folder))
+        way.train(model, tokenizer, features, settings, Path(folder))
         return Trained(model, time.perf_counter() - wall, time.process_time() - cpu)
 
 

@@ -1,0 +1,60 @@
+"""The machine: peak memory, measured on memory that is really taken."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+from qa_helpers.machine import MIB, default_device, peak_memory_mib, reset_peak_memory
+
+TAKEN = 256  # MiB
+
+
+def take_and_free():
+    torch.ones(TAKEN * MIB, dtype=torch.uint8, device=default_device())
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def can_reset():
+    """Whether the peak can begin anew here."""
+    if torch.cuda.is_available():
+        return True
+    try:
+        os.close(os.open("/proc/self/clear_refs", os.O_WRONLY))
+    except OSError:
+        return False
+    return True
+
+
+def test_peak_memory_includes_what_is_freed_by_now():
+    reset_peak_memory()
+    before = peak_memory_mib()
+    take_and_free()
+    if can_reset():
+        assert before + 0.9 * TAKEN < peak_memory_mib() < before + 2 * TAKEN
+    assert peak_memory_mib() >= TAKEN
+
+
+@pytest.mark.skipif(not can_reset(), reason="the peak cannot be reset on this system")
+def test_after_a_reset_the_peak_is_what_is_still_held():
+    reset_peak_memory()
+    before = peak_memory_mib()
+    take_and_free()
+    held = torch.ones(TAKEN * MIB, dtype=torch.uint8, device=default_device())
+    both = peak_memory_mib()
+    reset_peak_memory()
+    assert before + 0.9 * TAKEN < peak_memory_mib() <= both
+    del held
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    reset_peak_memory()
+    assert peak_memory_mib() < both - 0.9 * TAKEN
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="Linux's resident set")
+def test_the_peak_is_at_least_the_resident_set():
+    import psutil
+
+    assert peak_memory_mib() >= 0.95 * psutil.Process().memory_info().rss / MIB > 50

@@ -1,0 +1,125 @@
+"""Scales and the experiments that have names: each can be run as it is described, from its name alone."""
+
+import pytest
+from torch import nn
+
+from qa_helpers import models
+from qa_helpers.data import load_qa
+from qa_helpers.records import Experiment, RecordError
+from qa_helpers.scales import (
+    LEARNING_RATES,
+    METHODS,
+    SCALES,
+    current_scale,
+    language_model,
+    method,
+    named_experiments,
+)
+
+
+def test_the_scale_is_the_variables(monkeypatch):
+    monkeypatch.delenv("QA_SCALE", raising=False)
+    assert current_scale() is SCALES["quick"]
+    monkeypatch.setenv("QA_SCALE", "")
+    assert current_scale() is SCALES["quick"]
+    for name, scale in SCALES.items():
+        assert scale.name == name
+        monkeypatch.setenv("QA_SCALE", name)
+        assert current_scale() is scale
+    monkeypatch.setenv("QA_SCALE", "huge")
+    with pytest.raises(RecordError, match="QA_SCALE is 'huge'; set it to quick, class, full"):
+        current_scale()
+
+
+def test_named_experiments_can_be_described_and_run_from_names_only():
+    named = named_experiments()
+    expected = {"quick-baseline-500-seed0", "class-baseline-1000-seed0", "full-baseline-87599-seed0", "start-here"}
+    expected |= {"quick-zero-shot-smollm2-seed0", "class-sft-1000-smollm2-seed0"}
+    assert expected <= set(named)
+    for name, experiment in named.items():
+        assert experiment.name == name
+        assert Experiment.model_validate(experiment.model_dump()) == experiment  # model_copy checks nothing
+        assert experiment.data in ("courseqa", "squad")
+        assert experiment.model in models.PACKAGED or models.is_hub_name(experiment.model)
+        assert experiment.start_from is None
+
+
+def test_no_two_named_experiments_are_the_same_but_for_their_names():
+    named = named_experiments().values()
+    assert len({experiment.model_dump_json(exclude={"name"}) for experiment in named}) == len(named)
+
+
+def test_named_experiments_of_the_quick_scale_ask_for_no_more_than_there_is():
+    train, validation = load_qa(), load_qa(split="validation")
+    quick = [experiment for experiment in named_experiments().values() if experiment.data == "courseqa"]
+    assert quick
+    for experiment in quick:
+        assert experiment.train_size <= len(train)
+        for evaluation in experiment.evaluations.values():
+            assert evaluation.indices(len(validation)) == list(range(len(validation)))
+
+
+def test_a_baseline_of_squad_asks_the_classs_500_questions_too():
+    quick, class_ = SCALES["quick"].baseline(), SCALES["class"].baseline(seed=3)
+    assert set(quick.evaluations) == {"all"}
+    assert set(class_.evaluations) == {"all", "first-500", "random-500"}
+    assert class_.name == "class-baseline-1000-seed3"
+    assert class_.seed == 3
+    assert SCALES["class"].baseline(2_000).train_size == 2_000
+
+
+def test_as_many_steps_on_100_questions_as_on_500():
+    named = named_experiments()
+    few, many = named["quick-steps-100-seed0"], named["quick-baseline-500-seed0"]
+    assert few.train_size * few.epochs == many.train_size * many.epochs
+    assert few.batch_size == many.batch_size
+
+
+class Encoder(nn.Module):
+    """As many layers as MiniLM has, and a span head, without its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.ModuleList(nn.Linear(2, 2) for _ in range(6))
+        self.qa_outputs = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("what", METHODS)
+def test_methods_differ_in_what_is_trained_and_the_learning_rate_only(what):
+    one, baseline = method(SCALES["quick"], what), SCALES["quick"].baseline()
+    assert (one.trainable, one.learning_rate) == (what, METHODS[what])
+    assert METHODS[what] in LEARNING_RATES[what]  # the best of those tried
+    assert one.retrieval
+    assert one.task == "span"
+    same = ("data", "train_size", "sampling", "sampling_seed", "batch_size", "model", "evaluations")
+    assert one.model_dump(include=set(same)) == baseline.model_dump(include=set(same))
+    assert len({method(SCALES["quick"], other).epochs for other in METHODS}) == 1
+    if what not in ("lora", "ia3"):  # these need real layers, see test_models.py
+        assert any(p.requires_grad for p in models.set_trainable(Encoder(), what).parameters())
+
+
+def test_a_method_with_another_learning_rate_has_a_name_of_its_own():
+    names = {method(SCALES["quick"], "last:2", rate, seed).name for rate in (1e-5, 3e-4, 5e-4, 0.25) for seed in (0, 1)}
+    assert len(names) == 8
+    assert all(name.startswith("quick-method-last2-") for name in names)
+
+
+@pytest.mark.parametrize("what", METHODS)
+def test_all_methods_and_learning_rates_of_the_quick_scale_have_names(what):
+    named = {
+        experiment.learning_rate
+        for name, experiment in named_experiments().items()
+        if name.startswith("quick-method-") and experiment.trainable == what
+    }
+    assert named == set(LEARNING_RATES[what])
+
+
+def test_a_language_model_is_asked_as_it_comes_or_fine_tuned_with_lora():
+    for scale in (SCALES["quick"], SCALES["class"]):
+        plain, tuned = (language_model(scale, 40, epochs=epochs) for epochs in (0, 1))
+        assert plain.name == f"{scale.name}-zero-shot-smollm2-seed0"
+        assert tuned.name == f"{scale.name}-sft-40-smollm2-seed0"
+        assert (plain.epochs, tuned.epochs) == (0, 1)
+        assert plain.evaluations == tuned.evaluations == method(scale, "all").evaluations
+        for one in (plain, tuned):
+            assert (one.model, one.task, one.trainable) == ("smollm2", "generate", "lora")
