@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from qa_helpers import evaluation, features, language_model, models
+from qa_helpers import evaluation, features, language_model, models, tuning
 from qa_helpers.data import fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation import Answers, Result, evaluate
 from qa_helpers.files import project_folder, write_atomically
@@ -149,14 +149,14 @@ def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
     results = evaluate(_ask(experiment, model, tokenizer, eval_rows).predictions, eval_rows)
     eval_seconds = time.perf_counter() - begin
     after = retrieval_ranks(model, tokenizer, eval_rows, passages) if passages else []
-    trained, total = models.count_parameters(model)
+    trained, total = tuning.count_parameters(model)
     return Run.model_validate(
         {
             "experiment": experiment,
             "machine": describe_machine(),
             "fingerprints": _fingerprints(train_rows, eval_rows),
             "parameters": (trained if experiment.epochs else 0, total),
-            "stored_bytes": models.trained_bytes(model) if experiment.epochs else 0,
+            "stored_bytes": tuning.trained_bytes(model) if experiment.epochs else 0,
             "losses": [(step, round(loss, 4)) for step, loss in history.losses],
             "epochs": history.epochs,
             "scores": {name: score([results[i] for i in places]) for name, places in indices.items()},
@@ -203,7 +203,7 @@ def _train(
     if not np.all(np.isfinite([loss for _, loss in history.losses])):
         raise RecordError("training diverged: the loss is no finite number any more; lower the learning rate")
     # An adapter is stored with its base model's name; weights that come from another run have none.
-    named = experiment.start_from is None and models.adapter_base(experiment.model) is None
+    named = experiment.start_from is None and tuning.adapter_base(experiment.model) is None
     _save_model(model, tokenizer, home / "model", experiment.model if named else None)
     return history, seconds
 
@@ -222,10 +222,10 @@ def _starting_point(experiment: Experiment, folder: Path) -> tuple[nn.Module, An
     else:
         model, tokenizer = _load_language_model(source)
         if hasattr(model, "peft_config"):  # of another run: a part of the model from here on
-            model = models.merge_adapter(model)
+            model = tuning.merge_adapter(model)
     if experiment.epochs:
         set_seed(experiment.seed)  # an adapter's weights are drawn at random, too
-        model = models.set_trainable(model, experiment.trainable)
+        model = tuning.set_trainable(model, experiment.trainable)
     return model.to(default_device()), tokenizer
 
 
@@ -279,7 +279,7 @@ def _save_model(model: nn.Module, tokenizer: Any, folder: Path, base: str | None
     unfinished = folder.with_name("model.unfinished")
     for path in (unfinished, folder):
         shutil.rmtree(path, ignore_errors=True)
-    models.save_model(model, unfinished, base)
+    tuning.save_model(model, unfinished, base)
     tokenizer.save_pretrained(unfinished)
     unfinished.rename(folder)
 

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from qa_helpers import models
+from qa_helpers import models, tuning
 from qa_helpers.data import DataError
 from qa_helpers.evaluation import Answers, Prediction, Span
 from qa_helpers.machine import has_native_bf16, progress_bar
-from qa_helpers.models import PACKAGED, ModelError
+from qa_helpers.models import PACKAGED
+from qa_helpers.tuning import ModelError
 
 REQUEST = "{context}\n\nQuestion: {question}\nAnswer with a few words from the text above, nothing else."
 IGNORED = -100  # the label that the loss leaves out
@@ -36,9 +37,9 @@ def load_language_model(name: str = "smollm2") -> nn.Module:
     """
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    base = models.adapter_base(name)
+    base = tuning.adapter_base(name)
     if base is not None:
-        return models.attach_adapter(load_language_model(base), name).eval()
+        return tuning.attach_adapter(load_language_model(base), name).eval()
     options: dict[str, Any] = {"use_safetensors": True}
     if _is_gguf(name):  # as plain weights, which can be trained and saved
         options = {"gguf_file": PACKAGED[name].file, "quantization_config": GgufConfig(dequantize=True)}

@@ -66,7 +66,7 @@ class Experiment(_Model):
     evaluations: Annotated[dict[Name, EvalSet], Field(min_length=1, max_length=20)] = {"all": EvalSet()}
     model: Annotated[Line, Field(min_length=1)] = "minilm"
     task: Literal["span", "generate"] = "span"  # point at the answer, or write it with a language model
-    trainable: Line = "all"  # as `models.set_trainable` takes it
+    trainable: Line = "all"  # as `tuning.set_trainable` takes it
     start_from: Name | None = None  # another run whose fine-tuned weights to start from
     epochs: Annotated[int, Field(ge=0, le=1_000)] = 3  # 0: the model is asked as it comes
     batch_size: Annotated[int, Field(ge=1, le=4_096)] = 8
@@ -215,7 +215,7 @@ class Run(_Model):
     machine: Machine
     fingerprints: Fingerprints
     parameters: tuple[Count, Count]  # trained, all
-    stored_bytes: Count | None = None  # of the trained weights, see `models.trained_bytes`
+    stored_bytes: Count | None = None  # of the trained weights, see `tuning.trained_bytes`
     losses: list[tuple[int, float]]  # (optimizer step, mean training loss since the last entry)
     epochs: list[Epoch]
     scores: dict[str, Scores]  # by evaluation set

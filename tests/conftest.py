@@ -44,3 +44,30 @@ def finished(tmp_path_factory):
         probe_size=4,
     )
     return folder, run_experiment(experiment, folder)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Any use of a socket is an error of its own, which no one catches."""
+
+    class NetworkTouchedError(BaseException):
+        pass
+
+    def touched(*_args, **_options):
+        raise NetworkTouchedError
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(f"socket.socket.{name}", touched)
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(f"socket.{name}", touched)
+
+
+@pytest.fixture(scope="session")
+def inputs(tokenizer, course):
+    """Two questions of different length, padded."""
+    return tokenizer(
+        [row["question"] for row in course[:40:20]],
+        [row["context"] for row in course[:40:20]],
+        padding=True,
+        return_tensors="pt",
+    )

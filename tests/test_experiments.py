@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qa_helpers import experiments, language_model, models
+from qa_helpers import experiments, language_model, models, tuning
 from qa_helpers.data import ASSETS, fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation import answer
 from qa_helpers.experiments import (
@@ -225,7 +225,7 @@ def test_a_run_with_lora_leaves_a_small_folder_that_names_its_model(lora):
     assert weights.stat().st_size == pytest.approx(run.stored_bytes, rel=0.05)
     assert 4 * trained < run.stored_bytes < 2_000_000
     assert not list((folder / "lora").rglob("model.safetensors"))
-    assert models.adapter_base(folder / "lora" / "model") == "minilm"
+    assert tuning.adapter_base(folder / "lora" / "model") == "minilm"
     assert len(run.epochs) == 2
     assert run.losses[-1][1] < run.losses[0][1]
 
@@ -233,7 +233,7 @@ def test_a_run_with_lora_leaves_a_small_folder_that_names_its_model(lora):
 def test_the_adapter_of_a_run_gives_the_recorded_answers_and_merged_the_same_logits(lora):
     folder, run = lora
     rows, home = rows_of(run), str(folder / "lora" / "model")
-    attached = models.attach_adapter(models.load_qa_model(), home).eval().to(default_device())
+    attached = tuning.attach_adapter(models.load_qa_model(), home).eval().to(default_device())
     merged, tokenizer = load_trained("lora", folder)
     assert texts(answer(attached, tokenizer, rows)) == run.questions.prediction
     inputs = tokenizer(rows[0]["question"], rows[0]["context"], return_tensors="pt").to(default_device())
@@ -250,7 +250,7 @@ def test_retrieval_is_measured_before_and_after_for_each_question(lora, tokenize
     assert run.retrieval.passages == len(passages) > 12
     assert len(run.retrieval.before) == len(run.retrieval.after) == len(run.questions.id) == 12
     assert run.retrieval.before == retrieval_ranks(models.load_qa_model(seed=7), tokenizer, rows, passages)
-    attached = models.attach_adapter(models.load_qa_model(), folder / "lora" / "model")
+    attached = tuning.attach_adapter(models.load_qa_model(), folder / "lora" / "model")
     assert run.retrieval.after == retrieval_ranks(attached, tokenizer, rows, passages)
     assert run.retrieval.recall("before", 5).value > 80  # what MiniLM was made for
 
@@ -306,7 +306,7 @@ def test_without_epochs_the_model_is_asked_as_it_comes(lora, tmp_path, tokenizer
     run = run_experiment(experiment, tmp_path)
     model = models.load_qa_model(seed=1).to(default_device())
     assert sorted(os.listdir(tmp_path / "as-it-comes")) == ["experiment.json", "run.json"]
-    assert run.parameters == (0, models.count_parameters(model)[1])
+    assert run.parameters == (0, tuning.count_parameters(model)[1])
     assert run.stored_bytes == 0
     assert run.losses == run.epochs == []
     assert run.timing.train_seconds == run.timing.train_questions_per_second == 0
@@ -360,7 +360,7 @@ def test_a_language_model_is_fine_tuned_asked_and_loaded_again(tmp_path):
     assert read_record(tmp_path / "written" / "run.json") == run
     assert run_experiment(experiment, tmp_path) == run
     assert sorted(os.listdir(tmp_path / "written")) == ["experiment.json", "model", "run.json"]
-    assert models.adapter_base(tmp_path / "written" / "model") == "smollm2"
+    assert tuning.adapter_base(tmp_path / "written" / "model") == "smollm2"
     trained, total = run.parameters
     assert 0 < trained < 0.02 * total
     assert total > 130_000_000

@@ -27,7 +27,8 @@ from qa_helpers.language_model import (
     prompt_tokens,
     training_features,
 )
-from qa_helpers.models import ModelError, find_packaged, save_model, set_trainable
+from qa_helpers.models import find_packaged
+from qa_helpers.tuning import ModelError, save_model, set_trainable
 
 END = "<|im_end|>"
 

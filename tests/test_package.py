@@ -19,6 +19,7 @@ ORDER = [
     "files",
     "machine",
     "data",
+    "tuning",
     "models",
     "features",
     "training",

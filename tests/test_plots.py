@@ -41,6 +41,38 @@ def test_epochs_show_training_and_validation(run: Run) -> None:
     assert drawn["F1, training questions"] == [epoch.train.f1 for epoch in run.epochs]
 
 
+def test_grouped_bars_show_every_value_under_its_group_and_name() -> None:
+    ax = plots.grouped_bars({"one": {"before": 3, "after": 1}, "two": {"before": 2, "after": 4}}, "title", "x")
+    before, after = ax.containers
+    assert [bar.get_width() for bar in before] == [3, 2]
+    assert [bar.get_width() for bar in after] == [1, 4]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["before", "after"]
+    for place, group in enumerate((0, 1)):
+        middle = sum(bars[group].get_y() + bars[group].get_height() / 2 for bars in (before, after)) / 2
+        assert middle == pytest.approx(place)
+
+
+def test_bars_write_their_numbers_in_the_given_form() -> None:
+    ax = plots.bars({"one": 1.234, "two": -2.0}, "title", "x", "{:.1f}")
+    assert {text.get_text() for text in ax.texts} == {"1.2", "-2.0"}
+
+
+def test_quality_is_drawn_over_the_share_that_was_trained(run: Run) -> None:
+    ax = plots.quality_by_share({"runs": {"all": run}}, "all", "title")
+    share, em = 100 * run.parameters[0] / run.parameters[1], run.scores["all"].exact_match
+    bar, dot = ax.lines
+    assert bar.get_xydata().tolist() == [[share, em.low], [share, em.high]]
+    assert dot.get_xydata().tolist() == [[share, em.value]]
+    assert ax.get_xscale() == "log"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["runs"]
+
+
+def test_learning_rates_are_drawn_in_their_order(run: Run) -> None:
+    ax = plots.learning_rates({"lora": {1e-4: run, 1e-3: run}}, "all", "title")
+    assert ax.lines[0].get_xdata().tolist() == [1e-4, 1e-3]
+    assert ax.lines[0].get_ydata().tolist() == [run.scores["all"].exact_match.value] * 2
+
+
 def test_intervals_span_low_to_high() -> None:
     ax = plots.intervals({"one": Score(value=50, low=40, high=61), "two": Score(value=10, low=5, high=15)}, "title")
     assert ax.lines[0].get_xdata().tolist() == [40, 61]

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from qa_helpers import retrieval
 from qa_helpers.data import load_qa
-from qa_helpers.models import load_qa_model, set_trainable
+from qa_helpers.models import load_qa_model
 from qa_helpers.retrieval import BATCH_SIZE, MAX_TOKENS, embed, encoder, ranks, retrieval_ranks
+from qa_helpers.tuning import set_trainable
 
 TEXTS = ["Tea", "Tea is made from leaves.", "Who keeps a lighthouse?", "", "日本語 😀", "word " * 60]
 

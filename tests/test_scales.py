@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from qa_helpers import models
+from qa_helpers import models, tuning
 from qa_helpers.data import load_qa
 from qa_helpers.records import Experiment, RecordError
 from qa_helpers.scales import (
@@ -94,8 +94,8 @@ def test_methods_differ_in_what_is_trained_and_the_learning_rate_only(what):
     same = ("data", "train_size", "sampling", "sampling_seed", "batch_size", "model", "evaluations")
     assert one.model_dump(include=set(same)) == baseline.model_dump(include=set(same))
     assert len({method(SCALES["quick"], other).epochs for other in METHODS}) == 1
-    if what not in ("lora", "ia3"):  # these need real layers, see test_models.py
-        assert any(p.requires_grad for p in models.set_trainable(Encoder(), what).parameters())
+    if what not in ("lora", "ia3"):  # these need real layers, see test_tuning.py
+        assert any(p.requires_grad for p in tuning.set_trainable(Encoder(), what).parameters())
 
 
 def test_a_method_with_another_learning_rate_has_a_name_of_its_own():

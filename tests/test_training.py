@@ -14,9 +14,10 @@ from qa_helpers.evaluation import answer, evaluate
 from qa_helpers.experiments import run_experiment
 from qa_helpers.features import make_windows, training_features
 from qa_helpers.machine import default_device, set_seed
-from qa_helpers.models import load_qa_model, set_trainable
+from qa_helpers.models import load_qa_model
 from qa_helpers.records import EvalSet, Experiment, read_record
 from qa_helpers.training import COMPLETE, Settings, last_checkpoint, train
+from qa_helpers.tuning import set_trainable
 
 
 def trained(course, tokenizer, folder, settings, after_epoch=None, what="last:1"):
