@@ -361,4 +361,20 @@ def rerun(record: Run, folder: Path | str | None = None) -> tuple[Run, list[Comp
             f"the data at hand are not those of the record '{experiment.name}'; their fingerprints differ"
         )
     run = run_experiment(experiment, Path(folder or runs_folder() / "rerun"), again=True)
-    return run, compare(record.scores, run.scores)
+    return run, compare(record.scores, run.scores) + _compare_recall(record.retrieval, run.retrieval)
+
+
+def _compare_recall(recorded: Retrieval | None, now: Retrieval | None) -> list[Comparison]:
+    if recorded is None or now is None:
+        return []
+    times: tuple[Literal["before", "after"], ...] = ("before", "after")
+    return [
+        Comparison(
+            figure=f"recall@{most} {when} training",
+            recorded=recorded.recall(when, most).value,
+            now=now.recall(when, most).value,
+            tolerance=RERUN_SPREAD,
+        )
+        for when in times
+        for most in (1, 5)
+    ]

@@ -258,6 +258,14 @@ def test_retrieval_is_measured_before_and_after_for_each_question(lora, tokenize
 def test_a_record_with_lora_is_run_again_and_is_the_same(lora, tmp_path):
     folder, run = lora
     now, comparisons = rerun(read_record(folder / "lora" / "run.json"), tmp_path)
+    recall = [comparison for comparison in comparisons if comparison.figure.startswith("recall@")]
+    assert [comparison.figure for comparison in recall] == [
+        "recall@1 before training",
+        "recall@5 before training",
+        "recall@1 after training",
+        "recall@5 after training",
+    ]
+    assert recall[2].recorded == run.retrieval.recall("after", 1).value
     assert {comparison.verdict for comparison in comparisons} == {"same"}
     assert results(now) == results(run)
 
