@@ -83,7 +83,7 @@ LEARNING_RATES = {
     "ia3": (1e-2, 3e-2, 1e-1),
     "all": (1e-4, 2e-4, 5e-4),
 }
-METHODS = {"head": 1e-2, "last:2": 5e-4, "lora": 1e-3, "ia3": 1e-2, "all": 2e-4}
+METHODS = {"head": 1e-2, "last:2": 5e-4, "lora": 2e-3, "ia3": 1e-2, "all": 2e-4}
 
 
 def method(scale: Scale, trainable: str, learning_rate: float | None = None, seed: int = 0) -> Experiment:
