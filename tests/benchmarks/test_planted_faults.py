@@ -61,8 +61,8 @@ FAULTS = [
     Fault(
         "evaluation on training questions",
         "experiments.py",
-        'load_qa(experiment.data, "validation")',
-        'load_qa(experiment.data, "train", len(load_qa(experiment.data, "validation")))',
+        'rows = load_qa(experiment.data, "validation")',
+        'rows = load_qa(experiment.data, "train", len(load_qa(experiment.data, "validation")))',
     ),
 ]
 
