@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from qa_helpers.features import MAX_LENGTH, STRIDE, Window, make_windows
-from qa_helpers.machine import autocast, progress_bar
+from qa_helpers.machine import autocast, evaluation_mode, progress_bar
 
 MAX_ANSWER_TOKENS = 30  # the usual limit; SQuAD answers of the validation set have a median of 2 words
 BATCH_SIZE = 32  # windows a forward call; they are sorted by length first, so that hardly any padding is computed
@@ -114,19 +114,14 @@ def window_logits(
     """
     device = next(model.parameters()).device
     order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))  # longest first: memory runs out at once
-    was_training = model.training
-    model.eval()
-    try:
-        with progress_bar(total=len(windows), desc=progress, unit="window") as bar:
-            for at in range(0, len(order), batch_size):
-                chosen = order[at : at + batch_size]
-                batch = tokenizer.pad(_columns([windows[i].inputs for i in chosen]), return_tensors="pt")
-                with torch.inference_mode(), autocast(device):
-                    output = model(**batch.to(device))
-                yield chosen, output.start_logits.float().cpu(), output.end_logits.float().cpu()
-                bar.update(len(chosen))
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), progress_bar(total=len(windows), desc=progress, unit="window") as bar:
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size]
+            batch = tokenizer.pad(_columns([windows[i].inputs for i in chosen]), return_tensors="pt")
+            with torch.inference_mode(), autocast(device):
+                output = model(**batch.to(device))
+            yield chosen, output.start_logits.float().cpu(), output.end_logits.float().cpu()
+            bar.update(len(chosen))
 
 
 def _columns(rows: Sequence[dict[str, list[int]]]) -> dict[str, list[list[int]]]:

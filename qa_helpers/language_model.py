@@ -15,7 +15,7 @@ from torch import nn
 from qa_helpers import models, tuning
 from qa_helpers.data import DataError
 from qa_helpers.evaluation import Answers, Prediction, Span
-from qa_helpers.machine import has_native_bf16, progress_bar
+from qa_helpers.machine import evaluation_mode, has_native_bf16, progress_bar
 from qa_helpers.models import PACKAGED
 from qa_helpers.tuning import ModelError
 
@@ -147,20 +147,15 @@ def answer(
     prompts = [prompt_tokens(tokenizer, row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
     predictions: list[Prediction | None] = [None] * len(rows)
-    was_training = model.training
-    model.eval()
-    try:
-        with progress_bar(total=len(rows), desc=progress, unit="question") as bar:
-            for at in range(0, len(order), batch_size):
-                chosen = order[at : at + batch_size]
-                written = _generate(model, tokenizer, [prompts[i] for i in chosen])
-                for i, (text, log_probability) in zip(chosen, written, strict=True):
-                    start = rows[i]["context"].find(text)
-                    span = Span(text, start, log_probability, math.exp(log_probability))
-                    predictions[i] = Prediction(str(rows[i].get("id", i)), [span])
-                bar.update(len(chosen))
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), progress_bar(total=len(rows), desc=progress, unit="question") as bar:
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size]
+            written = _generate(model, tokenizer, [prompts[i] for i in chosen])
+            for i, (text, log_probability) in zip(chosen, written, strict=True):
+                start = rows[i]["context"].find(text)
+                span = Span(text, start, log_probability, math.exp(log_probability))
+                predictions[i] = Prediction(str(rows[i].get("id", i)), [span])
+            bar.update(len(chosen))
     return Answers([p for p in predictions if p is not None], float("nan"))
 
 

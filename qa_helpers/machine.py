@@ -7,11 +7,13 @@ import platform
 import random
 import sys
 import warnings
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 MIB = 2**20
 
@@ -70,6 +72,17 @@ def autocast(device: torch.device | None = None) -> torch.autocast:
     """The context for model calls: bfloat16 where the device has it natively, otherwise float32."""
     device = device or default_device()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_native_bf16(device))
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off within, and afterwards as it was, also after an error."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def set_seed(seed: int) -> None:

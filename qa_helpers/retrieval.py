@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qa_helpers.machine import autocast, progress_bar
+from qa_helpers.machine import autocast, evaluation_mode, progress_bar
 
 MAX_TOKENS = 256  # the rest of a longer text is cut off, as MiniLM's publishers do
 BATCH_SIZE = 32  # texts a forward call; they are sorted by length first
@@ -30,28 +30,23 @@ def embed(model: nn.Module, tokenizer: Any, texts: Sequence[str], progress: str 
     network = encoder(model)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     rows: list[torch.Tensor] = [torch.empty(0)] * len(texts)
-    was_training = model.training
-    model.eval()
-    try:
-        with progress_bar(total=len(texts), desc=progress, unit="text") as bar:
-            for at in range(0, len(order), BATCH_SIZE):
-                chosen = order[at : at + BATCH_SIZE]
-                batch = tokenizer(
-                    [texts[i] for i in chosen],
-                    truncation=True,
-                    max_length=MAX_TOKENS,
-                    padding=True,
-                    return_tensors="pt",
-                ).to(device)
-                with autocast(device):
-                    hidden = network(**batch).last_hidden_state.float()
-                real = batch["attention_mask"][:, :, None].float()
-                means = nn.functional.normalize((hidden * real).sum(1) / real.sum(1), dim=1).cpu()
-                for i, mean in zip(chosen, means, strict=True):
-                    rows[i] = mean
-                bar.update(len(chosen))
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), progress_bar(total=len(texts), desc=progress, unit="text") as bar:
+        for at in range(0, len(order), BATCH_SIZE):
+            chosen = order[at : at + BATCH_SIZE]
+            batch = tokenizer(
+                [texts[i] for i in chosen],
+                truncation=True,
+                max_length=MAX_TOKENS,
+                padding=True,
+                return_tensors="pt",
+            ).to(device)
+            with autocast(device):
+                hidden = network(**batch).last_hidden_state.float()
+            real = batch["attention_mask"][:, :, None].float()
+            means = nn.functional.normalize((hidden * real).sum(1) / real.sum(1), dim=1).cpu()
+            for i, mean in zip(chosen, means, strict=True):
+                rows[i] = mean
+            bar.update(len(chosen))
     return torch.stack(rows)
 
 
