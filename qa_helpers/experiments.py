@@ -194,7 +194,13 @@ def _train(
         model,
         tokenizer,
         examples,
-        Settings(experiment.epochs, experiment.batch_size, experiment.learning_rate, experiment.seed),
+        Settings(
+            experiment.epochs,
+            experiment.batch_size,
+            experiment.learning_rate,
+            experiment.seed,
+            recompute=experiment.task == "generate",  # a language model's many layers would take twice the memory
+        ),
         home / "checkpoints",
         after_epoch if experiment.probe_size else None,
         None if experiment.task == "span" else language_model.AnswerCollator(tokenizer),

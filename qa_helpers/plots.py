@@ -118,15 +118,22 @@ def grouped_bars(values: Mapping[str, Mapping[str, float]], title: str, x: str) 
     return ax
 
 
-def quality_by_share(series: Mapping[str, Mapping[str, Run]], evaluation: str, title: str) -> Axes:
-    """EM with its interval against the share of weights that was trained: `series[legend][label]`."""
+def quality_by_share(series: Mapping[str, tuple[Mapping[str, Run], str]], title: str) -> Axes:
+    """EM with its interval against the share of weights that was trained.
+
+    Args:
+        series: by legend, the runs by label and the evaluation set of which the EM is drawn.
+        title: what to see.
+    """
     ax = _axes(title, "share of the weights that was trained (%, logarithmic)", "EM (%)", size=(7, 3.8))
-    for (legend, runs), colour, marker in zip(series.items(), COLOURS, "osD", strict=False):
+    for number, ((legend, (runs, evaluation)), colour) in enumerate(zip(series.items(), COLOURS, strict=False)):
         for label, run in runs.items():
             share, em = 100 * run.parameters[0] / run.parameters[1], run.scores[evaluation].exact_match
+            share *= 1.1**number  # beside each other: all series train the same shares
             ax.plot([share, share], [em.low, em.high], color=colour, linewidth=3, alpha=0.4, solid_capstyle="butt")
-            ax.plot(share, em.value, marker, color=colour, label=legend)
-            ax.annotate(label, (share, em.value), (6, 4), textcoords="offset points", fontsize="small")
+            ax.plot(share, em.value, "osD"[number % 3], color=colour, label=legend)
+            if number == 0:
+                ax.annotate(label, (share, em.high), (0, 4), textcoords="offset points", fontsize="small", ha="center")
     ax.set(xscale="log", ylim=(0, None))
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     ax.legend(handles.values(), handles.keys(), frameon=False, loc="upper left")

@@ -58,13 +58,15 @@ def test_bars_write_their_numbers_in_the_given_form() -> None:
 
 
 def test_quality_is_drawn_over_the_share_that_was_trained(run: Run) -> None:
-    ax = plots.quality_by_share({"runs": {"all": run}}, "all", "title")
+    ax = plots.quality_by_share({"runs": ({"all": run}, "all"), "others": ({"all": run}, "all")}, "title")
     share, em = 100 * run.parameters[0] / run.parameters[1], run.scores["all"].exact_match
-    bar, dot = ax.lines
+    bar, dot, _, other = ax.lines
     assert bar.get_xydata().tolist() == [[share, em.low], [share, em.high]]
     assert dot.get_xydata().tolist() == [[share, em.value]]
     assert ax.get_xscale() == "log"
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["runs"]
+    assert other.get_xdata()[0] > share, "a second series would hide the first"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["runs", "others"]
+    assert [text.get_text() for text in ax.texts] == ["all"]
 
 
 def test_learning_rates_are_drawn_in_their_order(run: Run) -> None:

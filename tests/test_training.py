@@ -49,6 +49,26 @@ def test_the_same_seed_gives_the_same_weights_and_losses_another_seed_others(tmp
     assert history.losses != other_history.losses
 
 
+def test_recomputed_activations_give_the_same_weights(tmp_path, course, tokenizer):
+    kept, calls = {}, {}
+    for recompute in (False, True):
+        model = set_trainable(load_qa_model(seed=0), "lora").to(default_device())
+        [layer] = [module for name, module in model.named_modules() if name.endswith("layer.0.attention")]
+        calls[recompute] = 0
+
+        def count(*_, recompute=recompute):
+            calls[recompute] += 1
+
+        layer.register_forward_pre_hook(count)
+        set_seed(0)
+        features = training_features(make_windows(course[:8], tokenizer))
+        settings = Settings(epochs=1, batch_size=4, learning_rate=1e-3, recompute=recompute)
+        train(model, tokenizer, features, settings, tmp_path / str(recompute))
+        kept[recompute] = weights(model)
+    assert calls == {False: 2, True: 4}  # of two batches: once forward, once more on the way back
+    assert all(torch.equal(value, kept[True][name]) for name, value in kept[False].items())
+
+
 def test_losses_are_means_since_the_last_entry_and_none_spans_two_epochs(tmp_path, course, tokenizer):
     _, every_step = trained(course, tokenizer, tmp_path / "a", Settings(**vars(SHORT) | {"log_every": 1}))
     _, history = trained(course, tokenizer, tmp_path / "b", SHORT)
