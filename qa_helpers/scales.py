@@ -78,12 +78,12 @@ def _baselines() -> list[Experiment]:
 # Few weights need large steps: the learning rates tried for each way to fine-tune, and the best (see notebook 01).
 LEARNING_RATES = {
     "head": (3e-3, 1e-2, 3e-2),
-    "last:2": (2e-4, 5e-4, 1e-3),
+    "last:2": (2e-4, 5e-4, 1e-3, 2e-3),
     "lora": (1e-3, 2e-3, 5e-3),
     "ia3": (1e-2, 3e-2, 1e-1),
     "all": (1e-4, 2e-4, 5e-4),
 }
-METHODS = {"head": 1e-2, "last:2": 5e-4, "lora": 2e-3, "ia3": 1e-2, "all": 2e-4}
+METHODS = {"head": 1e-2, "last:2": 1e-3, "lora": 2e-3, "ia3": 3e-2, "all": 2e-4}
 
 
 def method(scale: Scale, trainable: str, learning_rate: float | None = None, seed: int = 0) -> Experiment:
