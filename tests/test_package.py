@@ -27,6 +27,7 @@ ORDER = [
     "language_model",
     "retrieval",
     "statistics",
+    "scaling",
     "records",
     "scales",
     "experiments",
