@@ -28,6 +28,7 @@ ORDER = [
     "retrieval",
     "statistics",
     "scaling",
+    "diagnosis",
     "records",
     "scales",
     "experiments",
