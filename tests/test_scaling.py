@@ -95,7 +95,7 @@ def test_a_size_is_needed_for_a_score_and_none_suffices_above_the_ceiling():
     assert noisy.size_needed(85).high == np.inf  # some draws have their ceiling below
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.sampled_from(SIZES), st.floats(0, 100)), min_size=3, max_size=12),
     st.none() | st.just(100.0),
