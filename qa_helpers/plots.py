@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 
 from qa_helpers.features import Window
 from qa_helpers.records import Run, Score
+from qa_helpers.scaling import PowerLaw
+from qa_helpers.statistics import Calibration
 
 BLUE, ORANGE, GREEN, PINK, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION)
@@ -186,6 +188,91 @@ def token_probabilities(tokens: Sequence[str], start: Sequence[float], end: Sequ
     ax.bar(place + 0.2, end, width=0.4, color=ORANGE, label="end")
     ax.set_xticks(place, list(tokens), rotation=90, fontsize="small")
     ax.legend(frameon=False)
+    return ax
+
+
+def waterfall(counts: Mapping[str, int], title: str) -> Axes:
+    """Steps that add up to all questions, the first on top, each with its count and the percentage reached so far.
+
+    The last one, in another colour, is what remains.
+    """
+    ax = _axes(title, "questions", "", size=(7, 0.9 + 0.36 * len(counts)))
+    number = np.array(list(counts.values()))
+    total, reached = number.sum(), number.cumsum()
+    colours = [BLUE] * (len(number) - 1) + [VERMILION]
+    ax.barh(list(counts), number, left=reached - number, color=colours)
+    for place, (count, end) in enumerate(zip(number, reached, strict=True)):
+        last = place == len(number) - 1
+        label = f"{count} ({count / total:.1%})" if last else f"+{count} → {end / total:.1%}"
+        # to the left of what lies far right, so that no label leaves the picture
+        right = end > 0.7 * total
+        ax.annotate(
+            label,
+            (end - count if right else end, place),
+            (-4 if right else 4, 0),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            va="center",
+            fontsize="small",
+        )
+        if not last:
+            ax.plot([end, end], [place, place + 1], color="grey", linewidth=0.8)
+    ax.set_xlim(0, total)
+    ax.invert_yaxis()
+    return ax
+
+
+def scaling(
+    points: Mapping[str, Mapping[int, float]],
+    fits: Mapping[str, PowerLaw],
+    title: str,
+    held_out: Mapping[int, float] | None = None,
+    y: str = "EM (%)",
+) -> Axes:
+    """Scores by the number of training questions, a marker a seed, and fitted laws with their 95 % bands for the mean.
+
+    Args:
+        points: `points[seed][size]`, in percent.
+        fits: what was fitted to them; the keys are the legend.
+        title: what to see.
+        held_out: scores of runs that the fits have not seen, by size.
+        y: what was scored.
+    """
+    ax = _axes(title, "training questions (logarithmic)", y, size=(7, 3.8))
+    held_out = held_out or {}
+    sizes = [size for scores in points.values() for size in scores] + list(held_out)
+    line = np.geomspace(min(sizes), 2 * max(sizes), 60)  # a little further than anybody has trained
+    for (label, law), colour in zip(fits.items(), (BLUE, ORANGE, GREEN), strict=False):
+        value, low, high = zip(*map(law.predict, line), strict=True)
+        ax.plot(line, value, color=colour, label=label)
+        ax.fill_between(line, low, high, color=colour, alpha=0.2, linewidth=0)
+    for (label, scores), marker in zip(points.items(), "osD^v<>", strict=False):
+        ax.plot(list(scores), list(scores.values()), marker, color="black", markersize=5, fillstyle="none", label=label)
+    if held_out:
+        ax.plot(list(held_out), list(held_out.values()), "*", color=VERMILION, markersize=12, label="held out")
+    ax.set_xscale("log")
+    ticks = sorted(set(sizes))
+    ax.set_xticks(ticks, [f"{size:,}" for size in ticks])
+    ax.minorticks_off()
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def reliability(table: Calibration, title: str) -> Axes:
+    """How often answers are right by how sure the model was, with the number of questions on each bar.
+
+    On the dashed line the two are the same; bars that end below it are overconfident answers.
+    """
+    ax = _axes(title, "confidence (%); the numbers count questions", "right answers (%)", size=(5.4, 4.2))
+    full = table.questions > 0
+    left, width = 100 * table.edges[:-1][full], 100 * np.diff(table.edges)[full]
+    drawn = ax.bar(left, 100 * table.accuracy[full], width, align="edge", color=SKY, edgecolor="white")
+    ax.bar_label(drawn, list(map(str, table.questions[full])), padding=5, fontsize="small")
+    ax.plot([0, 100], [0, 100], "--", color="black", linewidth=1, label="confidence = share of right answers")
+    means = 100 * table.confidence[full], 100 * table.accuracy[full]
+    ax.plot(*means, "o", color=VERMILION, label=f"mean of the bin; calibration error {100 * table.error:.1f} points")
+    ax.set(xlim=(0, 100), ylim=(0, 110))
+    ax.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1))
     return ax
 
 

@@ -8,6 +8,7 @@ import string
 import numpy as np
 import pytest
 import torch
+from answer_texts import texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.text import squad
@@ -76,34 +77,6 @@ def test_em_and_f1_equal_torchmetrics_on_courseqas_answers():
             check_against_torchmetrics(one, [other])
         pairs += len(predictions) + 6
     assert pairs == 828 * 9
-
-
-# Of few letters, so that predictions and answers often share words; with all that normalising removes.
-PIECES = [
-    *"ab",
-    "cat",
-    "Cats",
-    "the",
-    "The",
-    "an",
-    "AN",
-    "a",
-    "theatre",
-    "'s",
-    "1,000",
-    "1000",
-    "İ",
-    "ß",
-    "naïve",
-    "日本",
-]
-JOINTS = [" ", "  ", "", "-", "\t", "\u00a0", "\u2003", ".", "—", "_", "/", "\n", "\u0301", "\ufeff"]
-
-
-@st.composite
-def texts(draw):
-    parts = draw(st.lists(st.tuples(st.sampled_from(PIECES), st.sampled_from(JOINTS)), max_size=4))
-    return "".join(itertools.chain.from_iterable(parts))
 
 
 @settings(max_examples=3000, database=None)

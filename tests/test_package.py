@@ -27,6 +27,8 @@ ORDER = [
     "language_model",
     "retrieval",
     "statistics",
+    "scaling",
+    "diagnosis",
     "records",
     "scales",
     "experiments",

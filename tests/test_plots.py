@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from qa_helpers import plots
@@ -11,6 +12,8 @@ from qa_helpers.data import load_qa
 from qa_helpers.features import make_windows
 from qa_helpers.models import load_tokenizer
 from qa_helpers.records import Run, Score, read_record
+from qa_helpers.scaling import power_law
+from qa_helpers.statistics import expected_calibration
 
 RECORDS = Path(__file__).parents[1] / "records"
 
@@ -81,6 +84,49 @@ def test_intervals_span_low_to_high() -> None:
     assert [label.get_text() for label in ax.get_yticklabels()] == ["one", "two"]
     low, high = ax.get_ylim()
     assert low > high, "the first must be on top"
+
+
+def test_a_waterfalls_bars_begin_where_the_last_one_ended() -> None:
+    ax = plots.waterfall({"first": 5, "then": 0, "besides": 3, "rest": 2}, "title")
+    assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 5), (5, 0), (5, 3), (8, 2)]
+    labels = [text.get_text() for text in ax.texts]
+    assert labels == ["+5 → 50.0%", "+0 → 50.0%", "+3 → 80.0%", "2 (20.0%)"]
+    assert ax.get_xlabel() == "questions"
+    assert ax.get_xlim() == (0, 10)
+    assert [bar.get_facecolor() for bar in ax.patches].count(plt.matplotlib.colors.to_rgba(plots.VERMILION)) == 1
+
+
+def test_scaling_shows_points_laws_bands_and_the_held_out_run() -> None:
+    points = {f"seed {seed}": {size: 20 + 10 * np.log10(size) + seed for size in (100, 200, 500)} for seed in (0, 1)}
+    sizes, scores = zip(*[point for seed in points.values() for point in seed.items()], strict=True)
+    fits = {"fitted": power_law(sizes, scores), "given": power_law(sizes, scores, 90)}
+    ax = plots.scaling(points, fits, "title", {1_000: 50})
+    drawn = {line.get_label(): line.get_xydata() for line in ax.lines}
+    assert list(drawn) == ["fitted", "given", "seed 0", "seed 1", "held out"]
+    assert drawn["seed 1"].tolist() == [[size, score] for size, score in points["seed 1"].items()]
+    assert drawn["held out"].tolist() == [[1_000, 50]]
+    for (label, law), band in zip(fits.items(), ax.collections, strict=True):
+        for size, score in drawn[label]:
+            assert score == law.predict(size).value
+        edge = band.get_paths()[0].vertices
+        assert edge[:, 1].min() == pytest.approx(min(law.predict(size).low for size in drawn[label][:, 0]))
+        assert edge[:, 1].max() == pytest.approx(max(law.predict(size).high for size in drawn[label][:, 0]))
+        assert drawn[label][-1, 0] == pytest.approx(2_000), "the laws go beyond the largest size"
+    assert ax.get_xscale() == "log"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["100", "200", "500", "1,000"]
+
+
+def test_scaling_needs_no_held_out_run() -> None:
+    ax = plots.scaling({"seed 0": {100: 30.0, 200: 40.0}}, {}, "title")
+    assert [line.get_label() for line in ax.lines] == ["seed 0"]
+
+
+def test_reliability_shows_the_bins_that_hold_questions() -> None:
+    ax = plots.reliability(expected_calibration([0.1, 0.2, 0.9], [0, 1, 1], bins=4), "title")
+    assert [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in ax.patches] == [(0, 25, 50), (75, 25, 100)]
+    assert [text.get_text() for text in ax.texts] == ["2", "1"]
+    dots = {line.get_label(): line.get_xydata() for line in ax.lines}
+    assert dots["mean of the bin; calibration error 26.7 points"] == pytest.approx(np.array([[15, 50], [90, 100]]))
 
 
 def test_windows_mark_the_answer_where_it_lies() -> None:

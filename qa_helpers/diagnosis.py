@@ -1,0 +1,106 @@
+"""What a score is made of: which leniency of the metric made an answer right, and how well people agree themselves."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qa_helpers.evaluation import contained, exact_match, f1, string_equality
+
+# ---- the metric, step by step ----------------------------------------------------------------------------------
+# An article between white space, and the white space after it. The official metric also takes "the" out of "the-cat",
+# once the hyphen is gone: that is left to the step that ignores punctuation, as a step must keep what was right before.
+_ARTICLE_BEFORE_SPACE = re.compile(r"(?<!\S)(a|an|the)(\s+|$)")
+
+
+def _without_articles(text: str) -> str:
+    return _ARTICLE_BEFORE_SPACE.sub("", text.lower()).strip()
+
+
+LADDER: dict[str, Callable[[str, Sequence[str]], bool]] = {
+    "equals the first answer": lambda prediction, answers: prediction == answers[0],
+    "but for case": string_equality,
+    "but for articles": lambda prediction, answers: _without_articles(prediction) == _without_articles(answers[0]),
+    "but for punctuation and white space": lambda prediction, answers: exact_match(prediction, answers[:1]),
+    "equals any answer, but for these (EM)": exact_match,
+    "holds an answer and more words": contained,
+}
+REST = "none of these"
+
+
+def ladder_step(prediction: str, answers: Sequence[str]) -> str:
+    """The first step of `LADDER`, from the strictest metric to the most lenient, that makes a prediction right.
+
+    `REST` if none does.
+    """
+    return next((step for step, right in LADDER.items() if right(prediction, answers)), REST)
+
+
+def metric_ladder(predictions: Iterable[str], answers: Iterable[Sequence[str]]) -> dict[str, int]:
+    """How many predictions each step of `LADDER` makes right that no earlier one did, and the `REST`.
+
+    The counts add up to all questions. Summed up to "(EM)" they are the official exact match. Those of "but for
+    articles" are the answers that a comparison of strings calls wrong for an article, and at most for case besides.
+
+    Raises:
+        ValueError: if there are not as many predictions as lists of answers.
+    """
+    counts = Counter(ladder_step(*pair) for pair in zip(predictions, answers, strict=True))
+    return {step: counts[step] for step in (*LADDER, REST)}
+
+
+# ---- people ----------------------------------------------------------------------------------------------------
+class Agreement(NamedTuple):
+    """EM and F1 a question, 0 to 1, each averaged over the annotator who is left out of the given answers."""
+
+    id: list[str]  # the questions with at least two answers
+    exact_match: np.ndarray
+    f1: np.ndarray
+
+
+def human_ceiling(rows: Iterable[dict[str, Any]]) -> Agreement:
+    """How well people would score: each annotator's answer against the others', averaged over annotators.
+
+    SQuAD's authors took the second answer alone as the human one, against the others (Rajpurkar et al. 2016,
+    arXiv:1606.05250). The average over all annotators estimates the same, if their order means nothing, with less
+    noise: on dev-v1.1.json EM 81.8 and F1 91.6; the second answers alone give 81.5 and 91.0.
+
+    A model's usual score is not comparable: it may match one given answer more. `score_without_one` is.
+
+    Args:
+        rows: questions with `id` and `answers`; those with a single answer are passed over.
+
+    Raises:
+        ValueError: if no question has two answers.
+    """
+    rows = list(rows)
+    return _without_one(rows, [row["answers"]["text"] for row in rows])
+
+
+def score_without_one(predictions: Iterable[str], rows: Iterable[dict[str, Any]]) -> Agreement:
+    """A model's score by the rule of `human_ceiling`: against all given answers but one, averaged over which one.
+
+    Raises:
+        ValueError: if no question has two answers, or there are not as many predictions as rows.
+    """
+    rows = list(rows)
+    texts = [[text] * len(row["answers"]["text"]) for text, row in zip(predictions, rows, strict=True)]
+    return _without_one(rows, texts)
+
+
+def _without_one(rows: Sequence[dict[str, Any]], guesses: Sequence[Sequence[str]]) -> Agreement:
+    """Scores of each row's guesses, the i-th against all given answers but the i-th."""
+    ids, em, word_overlap = [], [], []
+    for row, texts in zip(rows, guesses, strict=True):
+        given = row["answers"]["text"]
+        if len(given) < 2:
+            continue
+        pairs = [(text, given[:i] + given[i + 1 :]) for i, text in enumerate(texts)]
+        ids.append(str(row["id"]))
+        em.append(np.mean([exact_match(*pair) for pair in pairs]))
+        word_overlap.append(np.mean([f1(*pair) for pair in pairs]))
+    if not ids:
+        raise ValueError("no question has two answers to hold against each other")
+    return Agreement(ids, np.array(em), np.array(word_overlap))
