@@ -11,8 +11,7 @@ Files under the runs folder (`$QA_RUNS_DIR`, else `runs/` of the course)::
 import os
 import shutil
 import time
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,18 +19,13 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from qa_helpers import evaluation, features, language_model, models, tuning
+from qa_helpers import evaluation, features, language_model, models, soft_labels, tuning
+from qa_helpers.cloze import load_cloze
 from qa_helpers.data import fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation import Answers, Result, evaluate
 from qa_helpers.files import project_folder, write_atomically
-from qa_helpers.machine import (
-    default_device,
-    describe_machine,
-    peak_memory_mib,
-    quiet,
-    reset_peak_memory,
-    set_seed,
-)
+from qa_helpers.lineage import ancestors, average_weights, changed_ancestors, load_run, starting_point
+from qa_helpers.machine import describe_machine, peak_memory_mib, quiet, reset_peak_memory, set_seed
 from qa_helpers.records import (
     METRICS,
     Experiment,
@@ -49,7 +43,7 @@ from qa_helpers.records import (
 )
 from qa_helpers.retrieval import retrieval_ranks
 from qa_helpers.statistics import bootstrap_mean
-from qa_helpers.training import History, Settings, train
+from qa_helpers.training import History, Settings, complete_checkpoints, train
 
 PROBE_SEED = 0  # draws the questions that are scored after every epoch: the same ones for every run
 
@@ -67,20 +61,12 @@ def load_records(pattern: str = "*") -> dict[str, Run]:
 
 
 def load_trained(name: str, folder: Path | str | None = None) -> tuple[nn.Module, Any]:
-    """The fine-tuned model of a finished run, on the default device, and its tokenizer.
+    """The fine-tuned model of a finished run (an ensemble's as one), on the default device, and its tokenizer.
 
     Raises:
         RecordError: if there is no such run in the runs folder.
     """
-    home = Path(folder or runs_folder()) / name
-    if not (home / "model").is_dir():
-        raise RecordError(f"{home / 'model'}: there is no trained model; run the experiment '{name}' first")
-    source = str(home / "model")
-    if read_experiment(home / "experiment.json").task == "span":
-        model, tokenizer = models.load_qa_model(source), models.load_tokenizer(source)
-    else:
-        model, tokenizer = _load_language_model(source)
-    return model.eval().to(default_device()), tokenizer
+    return load_run(name, Path(folder or runs_folder()))
 
 
 # ---- running ---------------------------------------------------------------------------------------------------
@@ -119,6 +105,11 @@ def _read_back(path: Path) -> Run:
             f"{path}: the data have changed since this run; give the experiment another name, or run it with "
             "again=True (--again on the command line)"
         )
+    if changed := changed_ancestors(run, path.parents[1]):
+        raise RecordError(
+            f"{path}: the run '{changed[0]}', which this one rests on, has been replaced since; run this one with "
+            "again=True (--again on the command line)"
+        )
     return run
 
 
@@ -138,12 +129,15 @@ def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
     quiet()
     reset_peak_memory()
     train_rows, eval_rows, indices = _load_rows(experiment)
-    model, tokenizer = _starting_point(experiment, home.parent)
+    model, tokenizer = starting_point(experiment, home.parent)
+    rests_on = ancestors(experiment, home.parent)
     passages = list(dict.fromkeys(load_qa(experiment.data, "validation")["context"])) if experiment.retrieval else []
     before = retrieval_ranks(model, tokenizer, eval_rows, passages) if passages else []
     history, train_seconds = History(), 0.0
     if experiment.epochs:
         history, train_seconds = _train(experiment, model, tokenizer, train_rows, eval_rows, home)
+    elif experiment.average_of:  # a model like any other, to be loaded or started from
+        _save_model(model, tokenizer, home / "model", None)
 
     begin = time.perf_counter()
     results = evaluate(_ask(experiment, model, tokenizer, eval_rows).predictions, eval_rows)
@@ -155,6 +149,7 @@ def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
             "experiment": experiment,
             "machine": describe_machine(),
             "fingerprints": _fingerprints(train_rows, eval_rows),
+            "ancestors": rests_on,
             "parameters": (trained if experiment.epochs else 0, total),
             "stored_bytes": tuning.trained_bytes(model) if experiment.epochs else 0,
             "losses": [(step, round(loss, 4)) for step, loss in history.losses],
@@ -185,10 +180,7 @@ def _train(
         return {part: _probe_scores(experiment, model, tokenizer, rows) for part, rows in probes.items()}
 
     begin = time.perf_counter()
-    if experiment.task == "span":
-        examples = features.training_features(features.make_windows(train_rows, tokenizer))
-    else:
-        examples = language_model.training_features(train_rows, tokenizer)
+    examples, collator, loss = _examples(experiment, tokenizer, train_rows)
     set_seed(experiment.seed)
     history = train(
         model,
@@ -200,11 +192,19 @@ def _train(
             experiment.learning_rate,
             experiment.seed,
             recompute=experiment.task == "generate",  # a language model's many layers would take twice the memory
+            schedule=experiment.schedule,
+            warmup=experiment.warmup,
+            layer_decay=experiment.layer_decay,
+            checkpoints=max(2, experiment.average_last),
         ),
         home / "checkpoints",
         after_epoch if experiment.probe_size else None,
-        None if experiment.task == "span" else language_model.AnswerCollator(tokenizer),
+        collator,
+        loss,
     )
+    if experiment.average_last > 1:
+        last = complete_checkpoints(home / "checkpoints")[-experiment.average_last :]
+        average_weights(model, (models.load_qa_model(str(path)) for path in last))
     seconds = time.perf_counter() - begin
     if not np.all(np.isfinite([loss for _, loss in history.losses])):
         raise RecordError("training diverged: the loss is no finite number any more; lower the learning rate")
@@ -214,29 +214,20 @@ def _train(
     return history, seconds
 
 
-def _starting_point(experiment: Experiment, folder: Path) -> tuple[nn.Module, Any]:
-    """The model before training, with its trainable weights chosen, and its tokenizer."""
-    source = experiment.model
-    if experiment.start_from:
-        source = str(folder / experiment.start_from / "model")
-        if not Path(source).is_dir():
-            raise RecordError(f"{source}: there is no such model to start from; run '{experiment.start_from}' first")
-    elif models.has_seen_squad(source):
-        warnings.warn(f"'{source}' was already fine-tuned on SQuAD: what it scores is no baseline", stacklevel=2)
-    if experiment.task == "span":
-        model, tokenizer = models.load_qa_model(source, experiment.seed), models.load_tokenizer(source)
-    else:
-        model, tokenizer = _load_language_model(source)
-        if hasattr(model, "peft_config"):  # of another run: a part of the model from here on
-            model = tuning.merge_adapter(model)
-    if experiment.epochs:
-        set_seed(experiment.seed)  # an adapter's weights are drawn at random, too
-        model = tuning.set_trainable(model, experiment.trainable)
-    return model.to(default_device()), tokenizer
-
-
-def _load_language_model(source: str) -> tuple[nn.Module, Any]:
-    return language_model.load_language_model(source), language_model.load_chat_tokenizer(source)
+def _examples(
+    experiment: Experiment, tokenizer: Any, rows: Any
+) -> tuple[list[dict[str, Any]], Callable[..., Any] | None, Callable[..., Any] | None]:
+    """What to train on, what makes batches of it, and the loss; None where the stock one will do."""
+    if experiment.task == "generate":
+        return language_model.training_features(rows, tokenizer), language_model.AnswerCollator(tokenizer), None
+    windows = features.make_windows(rows, tokenizer)
+    if experiment.label_smoothing == 0 and experiment.targets == "first":
+        return features.training_features(windows), None, None
+    return (
+        soft_labels.training_features(windows, experiment.targets),
+        soft_labels.SoftLabelCollator(tokenizer, experiment.label_smoothing),
+        soft_labels.soft_loss,
+    )
 
 
 def _ask(experiment: Experiment, model: nn.Module, tokenizer: Any, rows: Any) -> Answers:
@@ -251,7 +242,11 @@ def _per_second(count: int, seconds: float) -> float:
 
 def _load_rows(experiment: Experiment) -> tuple[Any, Any, dict[str, list[int]]]:
     """The training rows; those of all evaluation sets together, each once; and every set's places among these."""
-    train = load_qa(experiment.data, "train", experiment.train_size, experiment.sampling, experiment.sampling_seed)
+    which = (experiment.train_size, experiment.sampling, experiment.sampling_seed)
+    if experiment.questions == "cloze":
+        train = load_cloze(experiment.data, *which)
+    else:
+        train = load_qa(experiment.data, "train", *which, experiment.per_passage)
     rows = load_qa(experiment.data, "validation")
     chosen = {name: one.indices(len(rows)) for name, one in experiment.evaluations.items()}
     union = sorted(set().union(*chosen.values()))
@@ -359,8 +354,9 @@ def rerun(record: Run, folder: Path | str | None = None) -> tuple[Run, list[Comp
         raise RecordError(f"the record's data '{experiment.data}' is no named data set; only those are re-run")
     if experiment.model not in models.PACKAGED and not models.is_hub_name(experiment.model):
         raise RecordError(f"the record's model '{experiment.model}' is no model's name; only named models are re-run")
-    if experiment.start_from:
-        raise RecordError(f"'{experiment.name}' starts from '{experiment.start_from}', which a record does not hold")
+    if experiment.parents:
+        parents = "', '".join(experiment.parents)
+        raise RecordError(f"'{experiment.name}' starts from '{parents}', which a record does not hold")
     train_rows, eval_rows, _ = _load_rows(experiment)
     if _fingerprints(train_rows, eval_rows) != record.fingerprints:
         raise RecordError(
