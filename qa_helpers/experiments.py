@@ -6,18 +6,21 @@ Files under the runs folder (`$QA_RUNS_DIR`, else `runs/` of the course)::
     NAME/checkpoints/      only while the run is under way
     NAME/model/            the fine-tuned weights and the tokenizer
     NAME/run.json          the record; its presence says that the run is finished
+    .locks/NAME.lock       held by the process that is running it
 """
 
+import contextlib
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock, Timeout
 from torch import nn
 
 from qa_helpers import evaluation, features, language_model, models, tuning
@@ -95,20 +98,49 @@ def run_experiment(experiment: Experiment, folder: Path | str | None = None, aga
         again: train again even if there is a result.
 
     Raises:
-        CourseError: if the data or the model cannot be had, or the folder holds another experiment of this name.
+        CourseError: if the data or the model cannot be had, the folder holds another experiment of this name, or
+            another process is running it.
     """
     home = Path(folder or runs_folder()) / experiment.name
-    if again and home.exists():
+    if again or not (home / "run.json").exists():
+        with _locked(home):
+            if again:
+                _clear(home)
+            _claim(home, experiment)
+            if not (home / "run.json").exists():  # else another process has finished it just now
+                run = _train_and_evaluate(experiment, home)
+                write_record(run, home / "run.json")
+                shutil.rmtree(home / "checkpoints", ignore_errors=True)
+                return run
+    _claim(home, experiment)
+    return _read_back(home / "run.json")
+
+
+@contextlib.contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Keep other processes from running in this folder; the system ends the lock with the process, however it ends.
+
+    The lock lies beside the folder, which `again` removes, and stays when it is released: whoever removed it could
+    remove one that another process has just taken.
+    """
+    path = home.parent / ".locks" / f"{home.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RecordError(f"{home}: another process is running this experiment; wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _clear(home: Path) -> None:
+    if home.exists():
         if not (home / "experiment.json").is_file():
             raise RecordError(f"{home}: is no run's folder, so nothing in it is replaced; give another folder or name")
         shutil.rmtree(home)
-    _claim(home, experiment)
-    if (home / "run.json").exists():
-        return _read_back(home / "run.json")
-    run = _train_and_evaluate(experiment, home)
-    write_record(run, home / "run.json")
-    shutil.rmtree(home / "checkpoints", ignore_errors=True)
-    return run
 
 
 def _read_back(path: Path) -> Run:

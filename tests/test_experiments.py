@@ -1,8 +1,10 @@
 """Experiments: run, read back, go on from another, run again and compare; on the smallest real ones."""
 
 import json
+import multiprocessing
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -185,6 +187,58 @@ def test_training_that_diverged_says_so(tokenizer, course):
         model.qa_outputs.weight.fill_(torch.nan)
     with pytest.raises(RecordError, match=r"training diverged.* lower the learning rate"):
         experiments._probe_scores(Experiment(name="x"), model, tokenizer, course[:2])
+
+
+# ---- one process at a time --------------------------------------------------------------------------------------
+def hold_lock(home, held):
+    with experiments._locked(home):
+        held.set()
+        time.sleep(600)
+
+
+@pytest.fixture
+def locked(finished, tmp_path):
+    """A copy of the runs folder, in which another process is running "finished"; and that process."""
+    shutil.copytree(finished[0] / "finished", tmp_path / "runs" / "finished")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["qa_helpers.experiments"])
+    held = context.Event()
+    process = context.Process(target=hold_lock, args=(tmp_path / "runs" / "finished", held))
+    process.start()
+    assert held.wait(120)
+    yield tmp_path / "runs", process
+    process.kill()
+    process.join()
+
+
+def test_what_another_process_is_running_is_neither_run_nor_replaced(finished, locked, no_training):
+    (_, run), (folder, process) = finished, locked
+    words = "finished: another process is running this experiment; wait for it, or stop it"
+    with pytest.raises(RecordError, match=words):
+        run_experiment(run.experiment, folder, again=True)
+    assert run_experiment(run.experiment, folder) == run  # what is finished can be read
+    (folder / "finished" / "run.json").unlink()
+    with pytest.raises(RecordError, match=words):
+        run_experiment(run.experiment, folder)
+    assert sorted(os.listdir(folder / "finished")) == ["experiment.json", "model"]
+    with pytest.raises(AssertionError, match="trained"):
+        run_experiment(but(run.experiment, name="other"), folder)
+    process.kill()
+    process.join()
+    with pytest.raises(AssertionError, match="trained"):
+        run_experiment(run.experiment, folder)
+
+
+def test_an_error_ends_the_lock_and_what_was_finished_meanwhile_is_read(finished, tmp_path, monkeypatch, no_training):
+    _, run = finished
+    for _ in range(2):
+        with pytest.raises(AssertionError, match="trained"):
+            run_experiment(run.experiment, tmp_path)
+    claim = experiments._claim
+    monkeypatch.setattr(
+        experiments, "_claim", lambda home, one: claim(home, one) or write_record(run, home / "run.json")
+    )
+    assert run_experiment(run.experiment, tmp_path) == run
 
 
 # ---- adapters, retrieval, language models, nothing trained ------------------------------------------------------
@@ -480,7 +534,7 @@ def test_a_record_is_run_again_only_below_the_folder_and_is_the_same(finished, t
     assert results(now) == results(run)
     assert files_below(folder) == before
     assert sorted(os.listdir(tmp_path)) == ["handed-in.json", "here", "out"]
-    assert os.listdir(tmp_path / "out") == ["finished"]
+    assert sorted(os.listdir(tmp_path / "out")) == [".locks", "finished"]
     assert os.listdir(tmp_path / "here") == []
 
 
