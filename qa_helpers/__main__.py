@@ -88,8 +88,8 @@ def rerun(options: argparse.Namespace) -> int:
     from qa_helpers.records import read_record
 
     worst = 0
-    for record in [read_record(path) for path in options.records]:
-        _, comparisons = experiments.rerun(record, options.folder)
+    for record, path in [(read_record(path), path) for path in options.records]:
+        _, comparisons = experiments.rerun(record, options.folder, beside=path.parent)
         print(f"{record.experiment.name} (tolerance {experiments.RERUN_SPREAD} points): what was run")
         print(f"  {record.experiment.model_dump_json(exclude={'name'})}")
         print(f"  {'figure':34} recorded     now")

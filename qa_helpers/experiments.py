@@ -377,29 +377,66 @@ def compare(recorded: Mapping[str, Scores], now: Mapping[str, Scores]) -> list[C
     ]
 
 
-def rerun(record: Run, folder: Path | str | None = None) -> tuple[Run, list[Comparison]]:
+def rerun(
+    record: Run, folder: Path | str | None = None, beside: Path | str | None = None
+) -> tuple[Run, list[Comparison]]:
     """Train a recorded experiment again, in a folder of its own, and compare every score with the recorded one.
+
+    If it starts from another run, that one is trained again before it, in the same folder, from its own record.
 
     A record may come from anybody: only the packaged models or models of the Hub, and the course's named data sets
     are loaded, and nothing is written outside of `folder` but what the Hub's client keeps in its cache.
 
+    Args:
+        record: what to run again.
+        folder: where to write; `rerun/` in the runs folder if None.
+        beside: the folder of the record's file, where the records of the runs it starts from are looked for before
+            the course's `records/`.
+
     Raises:
-        CourseError: if the record names a path as model or data, or its data are not the ones at hand.
+        CourseError: if a record names a path as model or data, its data are not the ones at hand, or the record of
+            a run that it starts from is not found.
     """
+    chain = _with_starts(record, [Path(beside)] if beside else [])
+    for one in chain:  # all, before anything is trained
+        _check_rerun(one)
+    for one in chain:
+        run = run_experiment(one.experiment, Path(folder or runs_folder() / "rerun"), again=True)
+    return run, compare(record.scores, run.scores) + _compare_recall(record.retrieval, run.retrieval)
+
+
+def _with_starts(record: Run, folders: list[Path]) -> list[Run]:
+    """The record, and before it those of the runs that it starts from, in the order to run them in."""
+    chain = [record]
+    while name := chain[0].experiment.start_from:
+        words = f"'{chain[0].experiment.name}' starts from '{name}'"
+        if name in [one.experiment.name for one in chain]:
+            raise RecordError(f"{words}, which starts from it in turn: such runs cannot have been made")
+        paths = [folder / f"{name}.json" for folder in (*folders, project_folder() / "records")]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            raise RecordError(f"{words}, whose record {name}.json lies neither beside its own nor in the course's")
+        start = read_record(path)
+        if start.experiment.name != name:
+            raise RecordError(f"{path}: is the record of '{start.experiment.name}', not of '{name}'")
+        if not start.experiment.epochs:
+            raise RecordError(f"{words}, which trained nothing to start from")
+        chain.insert(0, start)
+    return chain
+
+
+def _check_rerun(record: Run) -> None:
+    """Refuse a record whose re-run would load a path, or other data than it states."""
     experiment = record.experiment
     if experiment.data not in ("courseqa", "squad"):
         raise RecordError(f"the record's data '{experiment.data}' is no named data set; only those are re-run")
     if experiment.model not in models.PACKAGED and not models.is_hub_name(experiment.model):
         raise RecordError(f"the record's model '{experiment.model}' is no model's name; only named models are re-run")
-    if experiment.start_from:
-        raise RecordError(f"'{experiment.name}' starts from '{experiment.start_from}', which a record does not hold")
     train_rows, eval_rows, _ = _load_rows(experiment)
     if _fingerprints(train_rows, eval_rows) != record.fingerprints:
         raise RecordError(
             f"the data at hand are not those of the record '{experiment.name}'; their fingerprints differ"
         )
-    run = run_experiment(experiment, Path(folder or runs_folder() / "rerun"), again=True)
-    return run, compare(record.scores, run.scores) + _compare_recall(record.retrieval, run.retrieval)
 
 
 def _compare_recall(recorded: Retrieval | None, now: Retrieval | None) -> list[Comparison]:

@@ -517,6 +517,65 @@ def test_every_score_is_compared(finished):
     assert {"first: exact_match", "drawn: f1"} <= set(figures)
 
 
+@pytest.fixture
+def warm(finished, tmp_path):
+    """The record of a run that starts from "finished"; their records lie in `tmp_path / "handed-in"`."""
+    folder, run = finished
+    shutil.copytree(folder / "finished", tmp_path / "runs" / "finished")
+    experiment = but(run.experiment, name="warm", start_from="finished", trainable="head", seed=3)
+    record = run_experiment(experiment, tmp_path / "runs")
+    for one in (run, record):
+        write_record(one, tmp_path / "handed-in" / f"{one.experiment.name}.json")
+    return record
+
+
+def test_a_run_that_starts_from_another_is_run_again_after_it(warm, finished, tmp_path):
+    (tmp_path / "out" / "finished").mkdir(parents=True)
+    (tmp_path / "out" / "finished" / "experiment.json").write_text("of a former time, and replaced")
+    now, comparisons = rerun(warm, tmp_path / "out", beside=tmp_path / "handed-in")
+    assert {comparison.verdict for comparison in comparisons} == {"same"}
+    assert results(now) == results(warm)
+    assert results(read_record(tmp_path / "out" / "finished" / "run.json")) == results(finished[1])
+
+
+def test_the_record_of_the_start_may_be_one_of_the_courses(finished, tmp_path, monkeypatch):
+    _, run = finished
+    monkeypatch.setattr(experiments, "project_folder", lambda: tmp_path)
+    monkeypatch.setattr(experiments, "run_experiment", lambda one, *_args, **_options: ran.append(one.name) or run)
+    ran = []
+    for name, start in (("a", None), ("b", "a"), ("c", "b")):
+        changed = run.model_copy(update={"experiment": but(run.experiment, name=name, start_from=start)})
+        write_record(changed, tmp_path / "records" / f"{name}.json")
+    rerun(changed, tmp_path / "out")
+    assert ran == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (None, "'warm' starts from 'finished', whose record finished.json lies neither beside its own nor in the"),
+        ({"name": "other"}, r"finished\.json: is the record of 'other', not of 'finished'"),
+        ({"start_from": "finished"}, "'finished' starts from 'finished', which starts from it in turn"),
+        ({"start_from": "warm"}, "'finished' starts from 'warm', which starts from it in turn"),
+        ({"start_from": "absent"}, "'finished' starts from 'absent', whose record absent.json lies neither"),
+        ({"epochs": 0}, "'warm' starts from 'finished', which trained nothing to start from"),
+        ({"model": "/etc"}, "model '/etc' is no model's name"),
+        ({"data": "/etc/passwd"}, "data '/etc/passwd' is no named data set"),
+        ({"train_size": 17}, "the record 'finished'; their fingerprints differ"),
+    ],
+)
+def test_a_start_whose_record_is_missing_or_refused_is_an_error(finished, tmp_path, no_training, changes, words):
+    _, run = finished
+    warm = run.model_copy(update={"experiment": but(run.experiment, name="warm", start_from="finished")})
+    write_record(warm, tmp_path / "warm.json")
+    if changes:
+        changed = run.model_copy(update={"experiment": but(run.experiment, **changes)})
+        write_record(changed, tmp_path / "finished.json")
+    with pytest.raises(RecordError, match=words):
+        rerun(warm, tmp_path / "out", beside=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def files_below(folder):
     return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
 
@@ -561,7 +620,7 @@ def test_a_forged_score_is_off(finished, tmp_path, monkeypatch):
         ({"model": "here/model"}, "model 'here/model' is no model's name"),  # looks like a Hub name, is a folder
         ({"data": "here/data"}, "data 'here/data' is no named data set"),
         ({"data": "/etc/passwd"}, "data '/etc/passwd' is no named data set"),
-        ({"start_from": "absent"}, "starts from 'absent', which a record does not hold"),
+        ({"start_from": "absent"}, "starts from 'absent', whose record absent.json lies neither beside its own nor"),
         ({"train_size": 17}, "their fingerprints differ"),
         ({"sampling": "random"}, "their fingerprints differ"),
         ({"evaluations": {"first": {"limit": 13}, "drawn": {}}}, "their fingerprints differ"),
