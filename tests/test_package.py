@@ -32,6 +32,7 @@ ORDER = [
     "records",
     "scales",
     "experiments",
+    "sweep",
     "rlhf",
     "plots",
     "checks",
