@@ -37,9 +37,9 @@ def quiet() -> None:
 
 
 def progress_bar(*iterable: Any, **options: Any) -> Any:
-    """A tqdm bar, over an iterable if one is given, that fits notebook or terminal, gone when done, and silent under TQDM_DISABLE=1.
+    """A tqdm bar that fits notebook or terminal, gone when done, and silent under TQDM_DISABLE=1.
 
-    tqdm itself heeds that variable in terminals only.
+    tqdm itself heeds that variable in terminals only. An iterable, if one is given, is gone through under the bar.
     """
     from tqdm.auto import tqdm
 
