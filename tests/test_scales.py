@@ -8,6 +8,7 @@ from qa_helpers.data import load_qa
 from qa_helpers.experiments import load_records
 from qa_helpers.records import Experiment, RecordError
 from qa_helpers.scales import (
+    FEW,
     LEARNING_RATES,
     METHODS,
     REPORTED,
@@ -59,7 +60,7 @@ def test_named_experiments_of_the_quick_scale_ask_for_no_more_than_there_is():
     for experiment in quick:
         assert experiment.train_size <= len(train)
         for evaluation in experiment.evaluations.values():
-            assert evaluation.indices(len(validation)) == list(range(len(validation)))
+            assert evaluation.indices(len(validation)) == list(range(len(validation))) or evaluation == FEW
 
 
 def test_a_baseline_of_squad_asks_the_classs_500_questions_too():
