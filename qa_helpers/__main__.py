@@ -1,9 +1,11 @@
-"""The command line: python -m qa_helpers check | run | rerun | report | notebooks, each with --help.
+"""The command line: python -m qa_helpers check | run | sweep | rerun | report | notebooks, each with --help.
 
-Exit codes: 0 done and as expected; 1 done, but something is missing or off; 2 bad input, said in one sentence.
+Exit codes: 0 done and as expected; 1 done, but something is missing, off or failed; 2 bad input, said in one
+sentence; 130 stopped by Ctrl-C.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CourseError as problem:
         print(f"qa_helpers: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("qa_helpers: stopped; what is finished stays", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--again", action="store_true", help="train again even if there is a result")
     one.add_argument("--folder", type=Path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
     one.add_argument("--record", type=Path, help="also write the record to this file")
+    many = add("sweep", sweep, "Run lists of experiments, several at a time; finished ones are read back.")
+    many.add_argument("lists", nargs="+", metavar="FILE", type=Path, help="JSON: a list of experiments or their names")
+    many.add_argument("--folder", type=Path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
+    many.add_argument("--records", type=Path, metavar="DIR", help="also write each run's record into this folder")
+    many.add_argument("--processes", type=_positive, metavar="N", help="experiments at a time (default: one a GPU)")
     two = add("rerun", rerun, "Run recorded experiments again and compare every score with the recorded one.")
     two.add_argument("records", nargs="+", metavar="RECORD", type=Path)
     two.add_argument("--folder", type=Path, help="where to write (default: rerun/ in the runs folder)")
@@ -52,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     three.add_argument("--into", type=Path, help="replace the table between this file's report marks instead")
     commands.add_parser("notebooks", help="Execute notebooks and write an HTML copy of each (see notebooks --help).")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 # ---- commands --------------------------------------------------------------------------------------------------
@@ -82,14 +99,28 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def sweep(options: argparse.Namespace) -> int:
+    """Run lists of experiments and print a table of their scores; 1 if one failed."""
+    from qa_helpers.records import format_report
+    from qa_helpers.sweep import read_experiments, run_sweep
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by another program: as by Ctrl-C
+    runs, failures = run_sweep(read_experiments(options.lists), options.folder, options.records, options.processes)
+    if runs:
+        print(format_report(runs.values()))
+    for name, reason in failures.items():
+        print(f"qa_helpers: '{name}' failed: {reason}", file=sys.stderr)
+    return int(bool(failures))
+
+
 def rerun(options: argparse.Namespace) -> int:
     """Run records again; 1 if a score is off."""
     from qa_helpers import experiments
     from qa_helpers.records import read_record
 
     worst = 0
-    for record in [read_record(path) for path in options.records]:
-        _, comparisons = experiments.rerun(record, options.folder)
+    for record, path in [(read_record(path), path) for path in options.records]:
+        _, comparisons = experiments.rerun(record, options.folder, beside=path.parent)
         print(f"{record.experiment.name} (tolerance {experiments.RERUN_SPREAD} points): what was run")
         print(f"  {record.experiment.model_dump_json(exclude={'name'})}")
         print(f"  {'figure':34} recorded     now")

@@ -6,17 +6,20 @@ Files under the runs folder (`$QA_RUNS_DIR`, else `runs/` of the course)::
     NAME/checkpoints/      only while the run is under way
     NAME/model/            the fine-tuned weights and the tokenizer
     NAME/run.json          the record; its presence says that the run is finished
+    .locks/NAME.lock       held by the process that is running it
 """
 
+import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock, Timeout
 from torch import nn
 
 from qa_helpers import evaluation, features, language_model, models, soft_labels, tuning
@@ -81,20 +84,49 @@ def run_experiment(experiment: Experiment, folder: Path | str | None = None, aga
         again: train again even if there is a result.
 
     Raises:
-        CourseError: if the data or the model cannot be had, or the folder holds another experiment of this name.
+        CourseError: if the data or the model cannot be had, the folder holds another experiment of this name, or
+            another process is running it.
     """
     home = Path(folder or runs_folder()) / experiment.name
-    if again and home.exists():
+    if again or not (home / "run.json").exists():
+        with _locked(home):
+            if again:
+                _clear(home)
+            _claim(home, experiment)
+            if not (home / "run.json").exists():  # else another process has finished it just now
+                run = _train_and_evaluate(experiment, home)
+                write_record(run, home / "run.json")
+                shutil.rmtree(home / "checkpoints", ignore_errors=True)
+                return run
+    _claim(home, experiment)
+    return _read_back(home / "run.json")
+
+
+@contextlib.contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Keep other processes from running in this folder; the system ends the lock with the process, however it ends.
+
+    The lock lies beside the folder, which `again` removes, and stays when it is released: whoever removed it could
+    remove one that another process has just taken.
+    """
+    path = home.parent / ".locks" / f"{home.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RecordError(f"{home}: another process is running this experiment; wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _clear(home: Path) -> None:
+    if home.exists():
         if not (home / "experiment.json").is_file():
             raise RecordError(f"{home}: is no run's folder, so nothing in it is replaced; give another folder or name")
         shutil.rmtree(home)
-    _claim(home, experiment)
-    if (home / "run.json").exists():
-        return _read_back(home / "run.json")
-    run = _train_and_evaluate(experiment, home)
-    write_record(run, home / "run.json")
-    shutil.rmtree(home / "checkpoints", ignore_errors=True)
-    return run
 
 
 def _read_back(path: Path) -> Run:
@@ -340,30 +372,78 @@ def compare(recorded: Mapping[str, Scores], now: Mapping[str, Scores]) -> list[C
     ]
 
 
-def rerun(record: Run, folder: Path | str | None = None) -> tuple[Run, list[Comparison]]:
+def rerun(
+    record: Run, folder: Path | str | None = None, beside: Path | str | None = None
+) -> tuple[Run, list[Comparison]]:
     """Train a recorded experiment again, in a folder of its own, and compare every score with the recorded one.
+
+    If it starts from another run or combines several, these are run again before it, in the same folder, each from its
+    own record.
 
     A record may come from anybody: only the packaged models or models of the Hub, and the course's named data sets
     are loaded, and nothing is written outside of `folder` but what the Hub's client keeps in its cache.
 
+    Args:
+        record: what to run again.
+        folder: where to write; `rerun/` in the runs folder if None.
+        beside: the folder of the record's file, where the records of the runs it starts from are looked for before
+            the course's `records/`.
+
     Raises:
-        CourseError: if the record names a path as model or data, or its data are not the ones at hand.
+        CourseError: if a record names a path as model or data, its data are not the ones at hand, or the record of
+            a run that it starts from is not found.
     """
+    chain = _with_starts(record, [Path(beside)] if beside else [])
+    for one in chain:  # all, before anything is trained
+        _check_rerun(one)
+    for one in chain:
+        run = run_experiment(one.experiment, Path(folder or runs_folder() / "rerun"), again=True)
+    return run, compare(record.scores, run.scores) + _compare_recall(record.retrieval, run.retrieval)
+
+
+def _with_starts(record: Run, folders: list[Path]) -> list[Run]:
+    """The record, and before it those of the runs that it starts from or combines, in the order to run them in."""
+    chain: dict[str, Run] = {}
+
+    def add(run: Run, line: tuple[str, ...]) -> None:
+        line = (*line, run.experiment.name)
+        for name in run.experiment.parents:
+            words = f"'{run.experiment.name}' starts from '{name}'"
+            if name in line:
+                raise RecordError(f"{words}, which starts from it in turn: such runs cannot have been made")
+            if name not in chain:
+                add(_record_of_start(name, words, folders), line)
+        chain[run.experiment.name] = run
+
+    add(record, ())
+    return list(chain.values())
+
+
+def _record_of_start(name: str, words: str, folders: list[Path]) -> Run:
+    paths = [folder / f"{name}.json" for folder in (*folders, project_folder() / "records")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise RecordError(f"{words}, whose record {name}.json lies neither beside its own nor in the course's")
+    start = read_record(path)
+    if start.experiment.name != name:
+        raise RecordError(f"{path}: is the record of '{start.experiment.name}', not of '{name}'")
+    if not (start.experiment.epochs or start.experiment.members):
+        raise RecordError(f"{words}, which trained nothing to start from")
+    return start
+
+
+def _check_rerun(record: Run) -> None:
+    """Refuse a record whose re-run would load a path, or other data than it states."""
     experiment = record.experiment
     if experiment.data not in ("courseqa", "squad"):
         raise RecordError(f"the record's data '{experiment.data}' is no named data set; only those are re-run")
     if experiment.model not in models.PACKAGED and not models.is_hub_name(experiment.model):
         raise RecordError(f"the record's model '{experiment.model}' is no model's name; only named models are re-run")
-    if experiment.parents:
-        parents = "', '".join(experiment.parents)
-        raise RecordError(f"'{experiment.name}' starts from '{parents}', which a record does not hold")
     train_rows, eval_rows, _ = _load_rows(experiment)
     if _fingerprints(train_rows, eval_rows) != record.fingerprints:
         raise RecordError(
             f"the data at hand are not those of the record '{experiment.name}'; their fingerprints differ"
         )
-    run = run_experiment(experiment, Path(folder or runs_folder() / "rerun"), again=True)
-    return run, compare(record.scores, run.scores) + _compare_recall(record.retrieval, run.retrieval)
 
 
 def _compare_recall(recorded: Retrieval | None, now: Retrieval | None) -> list[Comparison]:

@@ -35,8 +35,10 @@ def load_language_model(name: str = "smollm2") -> nn.Module:
     Raises:
         ModelError: if it cannot be loaded or is no language model.
     """
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig, modeling_gguf_pytorch_utils
 
+    # In notebooks, transformers' own bar over a GGUF file's tensors does not heed TQDM_DISABLE.
+    modeling_gguf_pytorch_utils.tqdm = progress_bar
     base = tuning.adapter_base(name)
     if base is not None:
         return tuning.attach_adapter(load_language_model(base), name).eval()

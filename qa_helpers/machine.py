@@ -36,14 +36,14 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets|huggingface_hub|peft)(\.|$)")
 
 
-def progress_bar(**options: Any) -> Any:
+def progress_bar(*iterable: Any, **options: Any) -> Any:
     """A tqdm bar that fits notebook or terminal, gone when done, and silent under TQDM_DISABLE=1.
 
-    tqdm itself heeds that variable in terminals only.
+    tqdm itself heeds that variable in terminals only. An iterable, if one is given, is gone through under the bar.
     """
     from tqdm.auto import tqdm
 
-    return tqdm(disable=os.environ.get("TQDM_DISABLE", "") not in ("", "0"), leave=False, **options)
+    return tqdm(*iterable, disable=os.environ.get("TQDM_DISABLE", "") not in ("", "0"), leave=False, **options)
 
 
 def default_device() -> torch.device:

@@ -330,15 +330,23 @@ def read_experiment(path: Path | str) -> Experiment:
 
 
 def _parse(kind: Any, path: Path | str) -> Any:
-    raw = read_json(path, RecordError)
+    return parse(kind, read_json(path, RecordError), str(path))
+
+
+def parse(kind: Any, raw: Any, source: str) -> Any:
+    """A model of this module from what a JSON file holds, or a part of it.
+
+    Raises:
+        RecordError: naming the source and, where the value does not fit the schema, the field.
+    """
     try:
         return kind.model_validate_json(json.dumps(raw))  # from JSON, since strict Python input takes no list as tuple
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
         place = ".".join(str(step) for step in first["loc"]) or "the file"
-        raise RecordError(f"{path}: {place}: {first['msg']}") from None
+        raise RecordError(f"{source}: {place}: {first['msg']}") from None
     except RecursionError:
-        raise RecordError(f"{path}: is nested too deeply to be a record") from None
+        raise RecordError(f"{source}: is nested too deeply to be a record") from None
 
 
 def write_record(run: Run, path: Path | str) -> None:

@@ -1,8 +1,10 @@
 """Experiments: run, read back, go on from another, run again and compare; on the smallest real ones."""
 
 import json
+import multiprocessing
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -188,6 +190,58 @@ def test_training_that_diverged_says_so(tokenizer, course):
         model.qa_outputs.weight.fill_(torch.nan)
     with pytest.raises(RecordError, match=r"training diverged.* lower the learning rate"):
         experiments._probe_scores(Experiment(name="x"), model, tokenizer, course[:2])
+
+
+# ---- one process at a time --------------------------------------------------------------------------------------
+def hold_lock(home, held):
+    with experiments._locked(home):
+        held.set()
+        time.sleep(600)
+
+
+@pytest.fixture
+def locked(finished, tmp_path):
+    """A copy of the runs folder, in which another process is running "finished"; and that process."""
+    shutil.copytree(finished[0] / "finished", tmp_path / "runs" / "finished")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["qa_helpers.experiments"])
+    held = context.Event()
+    process = context.Process(target=hold_lock, args=(tmp_path / "runs" / "finished", held))
+    process.start()
+    assert held.wait(120)
+    yield tmp_path / "runs", process
+    process.kill()
+    process.join()
+
+
+def test_what_another_process_is_running_is_neither_run_nor_replaced(finished, locked, no_training):
+    (_, run), (folder, process) = finished, locked
+    words = "finished: another process is running this experiment; wait for it, or stop it"
+    with pytest.raises(RecordError, match=words):
+        run_experiment(run.experiment, folder, again=True)
+    assert run_experiment(run.experiment, folder) == run  # what is finished can be read
+    (folder / "finished" / "run.json").unlink()
+    with pytest.raises(RecordError, match=words):
+        run_experiment(run.experiment, folder)
+    assert sorted(os.listdir(folder / "finished")) == ["experiment.json", "model"]
+    with pytest.raises(AssertionError, match="trained"):
+        run_experiment(but(run.experiment, name="other"), folder)
+    process.kill()
+    process.join()
+    with pytest.raises(AssertionError, match="trained"):
+        run_experiment(run.experiment, folder)
+
+
+def test_an_error_ends_the_lock_and_what_was_finished_meanwhile_is_read(finished, tmp_path, monkeypatch, no_training):
+    _, run = finished
+    for _ in range(2):
+        with pytest.raises(AssertionError, match="trained"):
+            run_experiment(run.experiment, tmp_path)
+    claim = experiments._claim
+    monkeypatch.setattr(
+        experiments, "_claim", lambda home, one: claim(home, one) or write_record(run, home / "run.json")
+    )
+    assert run_experiment(run.experiment, tmp_path) == run
 
 
 # ---- adapters, retrieval, language models, nothing trained ------------------------------------------------------
@@ -466,6 +520,69 @@ def test_every_score_is_compared(finished):
     assert {"first: exact_match", "drawn: f1"} <= set(figures)
 
 
+@pytest.fixture
+def warm(finished, tmp_path):
+    """The record of a run that starts from "finished"; their records lie in `tmp_path / "handed-in"`."""
+    folder, run = finished
+    shutil.copytree(folder / "finished", tmp_path / "runs" / "finished")
+    experiment = but(run.experiment, name="warm", start_from="finished", trainable="head", seed=3)
+    record = run_experiment(experiment, tmp_path / "runs")
+    for one in (run, record):
+        write_record(one, tmp_path / "handed-in" / f"{one.experiment.name}.json")
+    return record
+
+
+def test_a_run_that_starts_from_another_is_run_again_after_it(warm, finished, tmp_path):
+    (tmp_path / "out" / "finished").mkdir(parents=True)
+    (tmp_path / "out" / "finished" / "experiment.json").write_text("of a former time, and replaced")
+    now, comparisons = rerun(warm, tmp_path / "out", beside=tmp_path / "handed-in")
+    assert {comparison.verdict for comparison in comparisons} == {"same"}
+    assert results(now) == results(warm)
+    assert results(read_record(tmp_path / "out" / "finished" / "run.json")) == results(finished[1])
+
+
+def test_the_record_of_the_start_may_be_one_of_the_courses(finished, tmp_path, monkeypatch):
+    _, run = finished
+    monkeypatch.setattr(experiments, "project_folder", lambda: tmp_path)
+    monkeypatch.setattr(experiments, "run_experiment", lambda one, *_args, **_options: ran.append(one.name) or run)
+    ran = []
+    for name, start in (("a", None), ("b", "a"), ("c", "b")):
+        changed = run.model_copy(update={"experiment": but(run.experiment, name=name, start_from=start)})
+        write_record(changed, tmp_path / "records" / f"{name}.json")
+    rerun(changed, tmp_path / "out")
+    assert ran == ["a", "b", "c"]
+    ran.clear()
+    both = but(run.experiment, name="both", epochs=0, average_of=("b", "a"))
+    rerun(run.model_copy(update={"experiment": both}), tmp_path / "out")
+    assert ran == ["a", "b", "both"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (None, "'warm' starts from 'finished', whose record finished.json lies neither beside its own nor in the"),
+        ({"name": "other"}, r"finished\.json: is the record of 'other', not of 'finished'"),
+        ({"start_from": "finished"}, "'finished' starts from 'finished', which starts from it in turn"),
+        ({"start_from": "warm"}, "'finished' starts from 'warm', which starts from it in turn"),
+        ({"start_from": "absent"}, "'finished' starts from 'absent', whose record absent.json lies neither"),
+        ({"epochs": 0}, "'warm' starts from 'finished', which trained nothing to start from"),
+        ({"model": "/etc"}, "model '/etc' is no model's name"),
+        ({"data": "/etc/passwd"}, "data '/etc/passwd' is no named data set"),
+        ({"train_size": 17}, "the record 'finished'; their fingerprints differ"),
+    ],
+)
+def test_a_start_whose_record_is_missing_or_refused_is_an_error(finished, tmp_path, no_training, changes, words):
+    _, run = finished
+    warm = run.model_copy(update={"experiment": but(run.experiment, name="warm", start_from="finished")})
+    write_record(warm, tmp_path / "warm.json")
+    if changes:
+        changed = run.model_copy(update={"experiment": but(run.experiment, **changes)})
+        write_record(changed, tmp_path / "finished.json")
+    with pytest.raises(RecordError, match=words):
+        rerun(warm, tmp_path / "out", beside=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def files_below(folder):
     return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
 
@@ -483,7 +600,7 @@ def test_a_record_is_run_again_only_below_the_folder_and_is_the_same(finished, t
     assert results(now) == results(run)
     assert files_below(folder) == before
     assert sorted(os.listdir(tmp_path)) == ["handed-in.json", "here", "out"]
-    assert os.listdir(tmp_path / "out") == ["finished"]
+    assert sorted(os.listdir(tmp_path / "out")) == [".locks", "finished"]
     assert os.listdir(tmp_path / "here") == []
 
 
@@ -510,7 +627,7 @@ def test_a_forged_score_is_off(finished, tmp_path, monkeypatch):
         ({"model": "here/model"}, "model 'here/model' is no model's name"),  # looks like a Hub name, is a folder
         ({"data": "here/data"}, "data 'here/data' is no named data set"),
         ({"data": "/etc/passwd"}, "data '/etc/passwd' is no named data set"),
-        ({"start_from": "absent"}, "starts from 'absent', which a record does not hold"),
+        ({"start_from": "absent"}, "starts from 'absent', whose record absent.json lies neither beside its own nor"),
         ({"train_size": 17}, "their fingerprints differ"),
         ({"sampling": "random"}, "their fingerprints differ"),
         ({"evaluations": {"first": {"limit": 13}, "drawn": {}}}, "their fingerprints differ"),

@@ -98,7 +98,7 @@ def test_list_names_experiments(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"class-baseline-1000-seed0", "quick-zero-shot-smollm2-seed0"} <= set(listed)
 
 
-@pytest.mark.parametrize("command", ["check", "run", "rerun", "report", "notebooks"])
+@pytest.mark.parametrize("command", ["check", "run", "sweep", "rerun", "report", "notebooks"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

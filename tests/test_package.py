@@ -35,6 +35,7 @@ ORDER = [
     "scales",
     "lineage",
     "experiments",
+    "sweep",
     "rlhf",
     "plots",
     "checks",

@@ -5,15 +5,19 @@ from torch import nn
 
 from qa_helpers import models, tuning
 from qa_helpers.data import load_qa
+from qa_helpers.experiments import load_records
 from qa_helpers.records import Experiment, RecordError
 from qa_helpers.scales import (
+    FEW,
     LEARNING_RATES,
     METHODS,
+    REPORTED,
     SCALES,
     current_scale,
     language_model,
     method,
     named_experiments,
+    replay,
 )
 
 
@@ -41,7 +45,7 @@ def test_named_experiments_can_be_described_and_run_from_names_only():
         assert Experiment.model_validate(experiment.model_dump()) == experiment  # model_copy checks nothing
         assert experiment.data in ("courseqa", "squad")
         assert experiment.model in models.PACKAGED or models.is_hub_name(experiment.model)
-        assert experiment.start_from is None
+        assert experiment.start_from is None or experiment.start_from in named
 
 
 def test_no_two_named_experiments_are_the_same_but_for_their_names():
@@ -56,7 +60,7 @@ def test_named_experiments_of_the_quick_scale_ask_for_no_more_than_there_is():
     for experiment in quick:
         assert experiment.train_size <= len(train)
         for evaluation in experiment.evaluations.values():
-            assert evaluation.indices(len(validation)) == list(range(len(validation)))
+            assert evaluation.indices(len(validation)) == list(range(len(validation))) or evaluation == FEW
 
 
 def test_a_baseline_of_squad_asks_the_classs_500_questions_too():
@@ -112,6 +116,27 @@ def test_all_methods_and_learning_rates_of_the_quick_scale_have_names(what):
         if name.startswith("quick-method-") and experiment.trainable == what
     }
     assert named == set(LEARNING_RATES[what])
+
+
+def test_the_methods_learning_rates_are_the_best_of_those_that_were_recorded():
+    records = load_records("quick-method-*")
+    for what, rates in LEARNING_RATES.items():
+        scores = {rate: records[method(SCALES["quick"], what, rate).name].scores["all"].exact_match for rate in rates}
+        assert METHODS[what] == max(rates, key=lambda rate: scores[rate].value)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_replay_is_what_the_report_says_and_otherwise_the_baseline(number):
+    told, baseline = REPORTED[f"experiment {number}"], SCALES["class"].baseline(seed=1)
+    cold, warm = replay(number, seed=1), replay(number, seed=1, warm=True)
+    assert (cold.train_size, cold.epochs, cold.batch_size) == (told.train_size, told.epochs, told.batch_size)
+    assert cold.evaluations[f"first-{told.eval_size}"].indices(10_570) == list(range(told.eval_size))
+    assert cold.start_from is None
+    assert warm.start_from == baseline.name
+    changed = {"name", "train_size", "evaluations", "start_from", "epochs", "batch_size", "learning_rate"}
+    for one in (cold, warm):
+        assert one.model_dump(exclude=changed) == baseline.model_dump(exclude=changed)
+    assert warm.model_dump(exclude={"name", "start_from"}) == cold.model_dump(exclude={"name", "start_from"})
 
 
 def test_a_language_model_is_asked_as_it_comes_or_fine_tuned_with_lora():
