@@ -14,7 +14,8 @@ Source: Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehens
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -154,6 +155,7 @@ def load_qa(
     limit: int | None = None,
     sampling: Sampling = "first",
     seed: int = 0,
+    per_passage: int | None = None,
 ) -> Any:
     """Load a question-answering data set as a `datasets.Dataset` with SQuAD's columns.
 
@@ -162,10 +164,8 @@ def load_qa(
             the Hub's `rajpurkar/squad`, whose rows are taken as they are), a folder with `train.json` and
             `dev.json`, or one SQuAD-format JSON file.
         split: "train" (the default) or "validation"; a single file has no splits.
-        limit: how many questions; all of them if None.
-        sampling: "first" takes `split[:limit]` in file order; "random" draws without replacement by `seed`, and a
-            larger draw with the same seed contains the smaller one.
-        seed: of the random draw.
+        limit, sampling, seed, per_passage: which questions, see `choose`; all of them if neither `limit` nor
+            `per_passage` is given.
 
     Raises:
         DataError: if the data set is not found (saying where it was looked for and what mends it), does not hold
@@ -180,18 +180,62 @@ def load_qa(
         raise DataError(f"there is no split '{split}'; use 'train' or 'validation'")
     if sampling not in ("first", "random"):
         raise DataError(f"there is no sampling '{sampling}'; use 'first' or 'random'")
+    if per_passage is not None and per_passage < 1:
+        raise DataError(f"{per_passage} questions of a passage at most leave none; use 1 or more")
     path = find_file(name, split)
     if path is None:
         dataset = _load_from_hub(HUB_NAME[name], split or "train")
     else:
         dataset = datasets.Dataset.from_list(read_squad_file(path), split=split and datasets.Split(split))
-    return dataset if limit is None else dataset.select(_chosen(len(dataset), limit, sampling, seed, name))
+    if limit is None and per_passage is None:
+        return dataset
+    return choose(dataset, name, limit, sampling, seed, per_passage)
 
 
-def _chosen(size: int, limit: int, sampling: Sampling, seed: int, name: str) -> list[int]:
-    if not 1 <= limit <= size:
-        raise DataError(f"{limit} questions were asked of '{name}', which holds {size} here; ask for 1 to {size}")
-    return list(range(limit)) if sampling == "first" else sample_indices(size, limit, seed)
+def choose(
+    dataset: Any,
+    name: str,
+    limit: int | None,
+    sampling: Sampling = "first",
+    seed: int = 0,
+    per_passage: int | None = None,
+) -> Any:
+    """Some of a data set's questions.
+
+    Args:
+        dataset: questions with SQuAD's columns.
+        name: what an error calls it.
+        limit: how many; all of them if None.
+        sampling: "first" takes them in file order, of SQuAD a few articles' alone; "random" draws without replacement
+            from all questions of the file, so that an article gives as many as its share of them, and a larger draw
+            with the same seed contains the smaller one.
+        seed: of the random draw.
+        per_passage: at most this many of one passage: further ones, in the order of `sampling`, are passed over, so
+            that `limit` questions come from more passages.
+
+    Raises:
+        DataError: if there are fewer than `limit`.
+    """
+    order = list(range(len(dataset))) if sampling == "first" else sample_indices(len(dataset), len(dataset), seed)
+    if per_passage is not None:
+        order = _spread(order, dataset["context"], per_passage)
+    if limit is not None and not 1 <= limit <= len(order):
+        spread = "" if per_passage is None else f" with at most {per_passage} of a passage"
+        raise DataError(
+            f"{limit} questions were asked of '{name}', which holds {len(order)} here{spread}; "
+            f"ask for 1 to {len(order)}"
+        )
+    return dataset.select(order[:limit])
+
+
+def _spread(order: Sequence[int], passages: Iterable[str], most: int) -> list[int]:
+    """The places in `order` without those whose passage has had `most` before."""
+    passages, taken, kept = list(passages), Counter[str](), []
+    for place in order:
+        taken[passages[place]] += 1
+        if taken[passages[place]] <= most:
+            kept.append(place)
+    return kept
 
 
 def sample_indices(size: int, limit: int, seed: int) -> list[int]:

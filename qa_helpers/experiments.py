@@ -13,8 +13,7 @@ import contextlib
 import os
 import shutil
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,18 +22,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 from torch import nn
 
-from qa_helpers import evaluation, features, language_model, models, tuning
+from qa_helpers import evaluation, features, language_model, models, soft_labels, tuning
+from qa_helpers.cloze import load_cloze
 from qa_helpers.data import fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation import Answers, Result, evaluate
 from qa_helpers.files import project_folder, write_atomically
-from qa_helpers.machine import (
-    default_device,
-    describe_machine,
-    peak_memory_mib,
-    quiet,
-    reset_peak_memory,
-    set_seed,
-)
+from qa_helpers.lineage import ancestors, average_weights, changed_ancestors, load_run, starting_point
+from qa_helpers.machine import describe_machine, peak_memory_mib, quiet, reset_peak_memory, set_seed
 from qa_helpers.records import (
     METRICS,
     Experiment,
@@ -52,7 +46,7 @@ from qa_helpers.records import (
 )
 from qa_helpers.retrieval import retrieval_ranks
 from qa_helpers.statistics import bootstrap_mean
-from qa_helpers.training import History, Settings, train
+from qa_helpers.training import History, Settings, complete_checkpoints, train
 
 PROBE_SEED = 0  # draws the questions that are scored after every epoch: the same ones for every run
 
@@ -70,20 +64,12 @@ def load_records(pattern: str = "*") -> dict[str, Run]:
 
 
 def load_trained(name: str, folder: Path | str | None = None) -> tuple[nn.Module, Any]:
-    """The fine-tuned model of a finished run, on the default device, and its tokenizer.
+    """The fine-tuned model of a finished run (an ensemble's as one), on the default device, and its tokenizer.
 
     Raises:
         RecordError: if there is no such run in the runs folder.
     """
-    home = Path(folder or runs_folder()) / name
-    if not (home / "model").is_dir():
-        raise RecordError(f"{home / 'model'}: there is no trained model; run the experiment '{name}' first")
-    source = str(home / "model")
-    if read_experiment(home / "experiment.json").task == "span":
-        model, tokenizer = models.load_qa_model(source), models.load_tokenizer(source)
-    else:
-        model, tokenizer = _load_language_model(source)
-    return model.eval().to(default_device()), tokenizer
+    return load_run(name, Path(folder or runs_folder()))
 
 
 # ---- running ---------------------------------------------------------------------------------------------------
@@ -151,6 +137,11 @@ def _read_back(path: Path) -> Run:
             f"{path}: the data have changed since this run; give the experiment another name, or run it with "
             "again=True (--again on the command line)"
         )
+    if changed := changed_ancestors(run, path.parents[1]):
+        raise RecordError(
+            f"{path}: the run '{changed[0]}', which this one rests on, has been replaced since; run this one with "
+            "again=True (--again on the command line)"
+        )
     return run
 
 
@@ -170,12 +161,15 @@ def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
     quiet()
     reset_peak_memory()
     train_rows, eval_rows, indices = _load_rows(experiment)
-    model, tokenizer = _starting_point(experiment, home.parent)
+    model, tokenizer = starting_point(experiment, home.parent)
+    rests_on = ancestors(experiment, home.parent)
     passages = list(dict.fromkeys(load_qa(experiment.data, "validation")["context"])) if experiment.retrieval else []
     before = retrieval_ranks(model, tokenizer, eval_rows, passages) if passages else []
     history, train_seconds = History(), 0.0
     if experiment.epochs:
         history, train_seconds = _train(experiment, model, tokenizer, train_rows, eval_rows, home)
+    elif experiment.average_of:  # a model like any other, to be loaded or started from
+        _save_model(model, tokenizer, home / "model", None)
 
     begin = time.perf_counter()
     results = evaluate(_ask(experiment, model, tokenizer, eval_rows).predictions, eval_rows)
@@ -187,6 +181,7 @@ def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
             "experiment": experiment,
             "machine": describe_machine(),
             "fingerprints": _fingerprints(train_rows, eval_rows),
+            "ancestors": rests_on,
             "parameters": (trained if experiment.epochs else 0, total),
             "stored_bytes": tuning.trained_bytes(model) if experiment.epochs else 0,
             "losses": [(step, round(loss, 4)) for step, loss in history.losses],
@@ -217,10 +212,7 @@ def _train(
         return {part: _probe_scores(experiment, model, tokenizer, rows) for part, rows in probes.items()}
 
     begin = time.perf_counter()
-    if experiment.task == "span":
-        examples = features.training_features(features.make_windows(train_rows, tokenizer))
-    else:
-        examples = language_model.training_features(train_rows, tokenizer)
+    examples, collator, loss = _examples(experiment, tokenizer, train_rows)
     set_seed(experiment.seed)
     history = train(
         model,
@@ -232,11 +224,19 @@ def _train(
             experiment.learning_rate,
             experiment.seed,
             recompute=experiment.task == "generate",  # a language model's many layers would take twice the memory
+            schedule=experiment.schedule,
+            warmup=experiment.warmup,
+            layer_decay=experiment.layer_decay,
+            checkpoints=max(2, experiment.average_last),
         ),
         home / "checkpoints",
         after_epoch if experiment.probe_size else None,
-        None if experiment.task == "span" else language_model.AnswerCollator(tokenizer),
+        collator,
+        loss,
     )
+    if experiment.average_last > 1:
+        last = complete_checkpoints(home / "checkpoints")[-experiment.average_last :]
+        average_weights(model, (models.load_qa_model(str(path)) for path in last))
     seconds = time.perf_counter() - begin
     if not np.all(np.isfinite([loss for _, loss in history.losses])):
         raise RecordError("training diverged: the loss is no finite number any more; lower the learning rate")
@@ -246,29 +246,20 @@ def _train(
     return history, seconds
 
 
-def _starting_point(experiment: Experiment, folder: Path) -> tuple[nn.Module, Any]:
-    """The model before training, with its trainable weights chosen, and its tokenizer."""
-    source = experiment.model
-    if experiment.start_from:
-        source = str(folder / experiment.start_from / "model")
-        if not Path(source).is_dir():
-            raise RecordError(f"{source}: there is no such model to start from; run '{experiment.start_from}' first")
-    elif models.has_seen_squad(source):
-        warnings.warn(f"'{source}' was already fine-tuned on SQuAD: what it scores is no baseline", stacklevel=2)
-    if experiment.task == "span":
-        model, tokenizer = models.load_qa_model(source, experiment.seed), models.load_tokenizer(source)
-    else:
-        model, tokenizer = _load_language_model(source)
-        if hasattr(model, "peft_config"):  # of another run: a part of the model from here on
-            model = tuning.merge_adapter(model)
-    if experiment.epochs:
-        set_seed(experiment.seed)  # an adapter's weights are drawn at random, too
-        model = tuning.set_trainable(model, experiment.trainable)
-    return model.to(default_device()), tokenizer
-
-
-def _load_language_model(source: str) -> tuple[nn.Module, Any]:
-    return language_model.load_language_model(source), language_model.load_chat_tokenizer(source)
+def _examples(
+    experiment: Experiment, tokenizer: Any, rows: Any
+) -> tuple[list[dict[str, Any]], Callable[..., Any] | None, Callable[..., Any] | None]:
+    """What to train on, what makes batches of it, and the loss; None where the stock one will do."""
+    if experiment.task == "generate":
+        return language_model.training_features(rows, tokenizer), language_model.AnswerCollator(tokenizer), None
+    windows = features.make_windows(rows, tokenizer)
+    if experiment.label_smoothing == 0 and experiment.targets == "first":
+        return features.training_features(windows), None, None
+    return (
+        soft_labels.training_features(windows, experiment.targets),
+        soft_labels.SoftLabelCollator(tokenizer, experiment.label_smoothing),
+        soft_labels.soft_loss,
+    )
 
 
 def _ask(experiment: Experiment, model: nn.Module, tokenizer: Any, rows: Any) -> Answers:
@@ -283,7 +274,11 @@ def _per_second(count: int, seconds: float) -> float:
 
 def _load_rows(experiment: Experiment) -> tuple[Any, Any, dict[str, list[int]]]:
     """The training rows; those of all evaluation sets together, each once; and every set's places among these."""
-    train = load_qa(experiment.data, "train", experiment.train_size, experiment.sampling, experiment.sampling_seed)
+    which = (experiment.train_size, experiment.sampling, experiment.sampling_seed)
+    if experiment.questions == "cloze":
+        train = load_cloze(experiment.data, *which)
+    else:
+        train = load_qa(experiment.data, "train", *which, experiment.per_passage)
     rows = load_qa(experiment.data, "validation")
     chosen = {name: one.indices(len(rows)) for name, one in experiment.evaluations.items()}
     union = sorted(set().union(*chosen.values()))
@@ -382,7 +377,8 @@ def rerun(
 ) -> tuple[Run, list[Comparison]]:
     """Train a recorded experiment again, in a folder of its own, and compare every score with the recorded one.
 
-    If it starts from another run, that one is trained again before it, in the same folder, from its own record.
+    If it starts from another run or combines several, these are run again before it, in the same folder, each from its
+    own record.
 
     A record may come from anybody: only the packaged models or models of the Hub, and the course's named data sets
     are loaded, and nothing is written outside of `folder` but what the Hub's client keeps in its cache.
@@ -406,23 +402,34 @@ def rerun(
 
 
 def _with_starts(record: Run, folders: list[Path]) -> list[Run]:
-    """The record, and before it those of the runs that it starts from, in the order to run them in."""
-    chain = [record]
-    while name := chain[0].experiment.start_from:
-        words = f"'{chain[0].experiment.name}' starts from '{name}'"
-        if name in [one.experiment.name for one in chain]:
-            raise RecordError(f"{words}, which starts from it in turn: such runs cannot have been made")
-        paths = [folder / f"{name}.json" for folder in (*folders, project_folder() / "records")]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
-            raise RecordError(f"{words}, whose record {name}.json lies neither beside its own nor in the course's")
-        start = read_record(path)
-        if start.experiment.name != name:
-            raise RecordError(f"{path}: is the record of '{start.experiment.name}', not of '{name}'")
-        if not start.experiment.epochs:
-            raise RecordError(f"{words}, which trained nothing to start from")
-        chain.insert(0, start)
-    return chain
+    """The record, and before it those of the runs that it starts from or combines, in the order to run them in."""
+    chain: dict[str, Run] = {}
+
+    def add(run: Run, line: tuple[str, ...]) -> None:
+        line = (*line, run.experiment.name)
+        for name in run.experiment.parents:
+            words = f"'{run.experiment.name}' starts from '{name}'"
+            if name in line:
+                raise RecordError(f"{words}, which starts from it in turn: such runs cannot have been made")
+            if name not in chain:
+                add(_record_of_start(name, words, folders), line)
+        chain[run.experiment.name] = run
+
+    add(record, ())
+    return list(chain.values())
+
+
+def _record_of_start(name: str, words: str, folders: list[Path]) -> Run:
+    paths = [folder / f"{name}.json" for folder in (*folders, project_folder() / "records")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise RecordError(f"{words}, whose record {name}.json lies neither beside its own nor in the course's")
+    start = read_record(path)
+    if start.experiment.name != name:
+        raise RecordError(f"{path}: is the record of '{start.experiment.name}', not of '{name}'")
+    if not (start.experiment.epochs or start.experiment.members):
+        raise RecordError(f"{words}, which trained nothing to start from")
+    return start
 
 
 def _check_rerun(record: Run) -> None:

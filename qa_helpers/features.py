@@ -26,16 +26,25 @@ class Window:
     """One model input and where its tokens lie in the passage.
 
     `first` is the position of the first passage token; `offsets[i]` are the start and end (exclusive) characters in
-    the passage of the token at position `first + i`. `start` and `end` are the positions of the answer's first and
-    last token (the first annotator's answer), or 0, the [CLS] token, where this window does not hold it whole.
+    the passage of the token at position `first + i`. `spans` are the positions of an answer's first and last token,
+    for each annotator in order, or (0, 0), the [CLS] token, where this window does not hold that answer whole.
     """
 
     question: int  # index of the question in the data set
     inputs: dict[str, list[int]]  # what the tokenizer gives the model: input_ids and, for most, token_type_ids
     first: int
     offsets: np.ndarray  # (passage tokens, 2)
-    start: int
-    end: int
+    spans: list[tuple[int, int]]
+
+    @property
+    def start(self) -> int:
+        """The position of the first token of the first annotator's answer."""
+        return self.spans[0][0]
+
+    @property
+    def end(self) -> int:
+        """The position of its last token."""
+        return self.spans[0][1]
 
     def __len__(self) -> int:
         """Tokens in the window."""
@@ -94,8 +103,8 @@ def _cut(rows: list[dict[str, Any]], number: int, tokenizer: Any, max_length: in
             low = passages[i - 1][1][-stride - 1, 1]
         if i + 1 < len(places) and places[i + 1] == place:
             high = passages[i + 1][1][stride, 0]
-        start, end = _answer_tokens(rows[place].get("answers"), offsets, first, low, high)
-        windows.append(Window(number + place, {n: encoded[n][i] for n in names}, first, offsets, start, end))
+        spans = _answer_spans(rows[place].get("answers"), offsets, first, low, high)
+        windows.append(Window(number + place, {n: encoded[n][i] for n in names}, first, offsets, spans))
     return windows
 
 
@@ -118,14 +127,19 @@ def _check_lengths(rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: i
             )
 
 
-def _answer_tokens(
+def _answer_spans(
     answers: dict[str, list[Any]] | None, offsets: np.ndarray, first: int, low: int, high: int
-) -> tuple[int, int]:
-    """Positions of the first answer's first and last token, (0, 0) if it is not within characters `low` to `high`."""
+) -> list[tuple[int, int]]:
+    """Positions of each answer's first and last token, (0, 0) if it is not within characters `low` to `high`."""
     if not answers:
-        return 0, 0
-    begin = answers["answer_start"][0]
-    end = begin + len(answers["text"][0])
+        return [(0, 0)]
+    begins = answers["answer_start"]
+    places = [(begin, begin + len(text)) for begin, text in zip(begins, answers["text"], strict=True)]
+    found = {place: _answer_tokens(*place, offsets, first, low, high) for place in set(places)}  # many agree
+    return [found[place] for place in places]
+
+
+def _answer_tokens(begin: int, end: int, offsets: np.ndarray, first: int, low: int, high: int) -> tuple[int, int]:
     if begin < low or end > high:
         return 0, 0
     # The first token that ends after the answer's first character, the last that starts before its end.

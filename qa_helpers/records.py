@@ -62,15 +62,25 @@ class Experiment(_Model):
     data: Line = "courseqa"
     train_size: Positive | None = None  # None: the whole training set
     sampling: Sampling = "first"
-    sampling_seed: Seed = 0
+    sampling_seed: Seed = 0  # with questions "cloze", of their making, too
+    per_passage: Positive | None = None  # at most so many training questions of one passage, see `data.choose`
+    questions: Literal["asked", "cloze"] = "asked"  # those of the data set, or made from its passages, see `cloze`
     evaluations: Annotated[dict[Name, EvalSet], Field(min_length=1, max_length=20)] = {"all": EvalSet()}
     model: Annotated[Line, Field(min_length=1)] = "minilm"
     task: Literal["span", "generate"] = "span"  # point at the answer, or write it with a language model
     trainable: Line = "all"  # as `tuning.set_trainable` takes it
     start_from: Name | None = None  # another run whose fine-tuned weights to start from
+    ensemble_of: tuple[Name, ...] = ()  # other runs that answer together, with nothing trained, see `lineage`
+    average_of: tuple[Name, ...] = ()  # other runs whose weights are averaged, with nothing trained
     epochs: Annotated[int, Field(ge=0, le=1_000)] = 3  # 0: the model is asked as it comes
     batch_size: Annotated[int, Field(ge=1, le=4_096)] = 8
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # of the learning rate, see `training.Settings`
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the steps
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the learning rate, from each layer to the one below
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # see `soft_labels`
+    targets: Literal["first", "all"] = "first"  # whose answer is the label: the first annotator's, or everybody's
+    average_last: Annotated[int, Field(ge=1, le=100)] = 1  # epochs whose weights are averaged at the end
     seed: Seed = 0
     probe_size: Count = 100  # training and validation questions scored after every epoch
     retrieval: bool = False  # whether to measure, before and after, how well the encoder finds the right passage
@@ -79,7 +89,48 @@ class Experiment(_Model):
     def _fits_its_task(self) -> "Experiment":
         if self.retrieval and self.task != "span":
             raise ValueError("retrieval measures an encoder; it does not go with task 'generate'")
+        of_spans = ("layer_decay", "label_smoothing", "targets", "average_last", "ensemble_of", "average_of")
+        unfit = [name for name in of_spans if self.task != "span" and name in self.changed]
+        if unfit:
+            raise ValueError(f"{unfit[0]} is of models with a span head; it does not go with task 'generate'")
+        if self.questions == "cloze" and self.per_passage is not None:
+            raise ValueError("per_passage counts asked questions; it does not go with questions 'cloze'")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_combined(self) -> "Experiment":
+        if self.average_last > max(self.epochs, 1):
+            raise ValueError(f"average_last: there are no {self.average_last} of {self.epochs} epochs to average")
+        if self.average_last > 1 and self.trainable in ("lora", "ia3"):
+            raise ValueError("average_last: the mean of adapters is not the adapter of the mean; train the weights")
+        if not self.members:
+            return self
+        if self.epochs or len(self.parents) > len(self.members) or (self.ensemble_of and self.average_of):
+            raise ValueError("ensemble_of or average_of, one of them, goes with epochs 0 and no start_from")
+        if len(set(self.members)) != len(self.members) or len(self.members) < 2:
+            raise ValueError("ensemble_of and average_of take the names of two or more runs, each once")
+        if self.retrieval and self.ensemble_of:
+            raise ValueError("retrieval measures one encoder; it does not go with ensemble_of")
+        return self
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The runs that it combines."""
+        return self.ensemble_of + self.average_of
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The runs that it starts from or combines."""
+        return (() if self.start_from is None else (self.start_from,)) + self.members
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The fields that are not as they are by default, in order."""
+        return {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if getattr(self, name) != field.default
+        }
 
     @property
     def command(self) -> str:
@@ -182,6 +233,13 @@ class Fingerprints(_Model):
     eval: str
 
 
+class Ancestor(_Model):
+    """A run that another one rests on, and the data that it was run on."""
+
+    experiment: Experiment
+    fingerprints: Fingerprints
+
+
 class Timing(_Model):
     """Seconds of training (with the scoring after every epoch) and of the final evaluation, and speeds.
 
@@ -214,6 +272,7 @@ class Run(_Model):
     experiment: Experiment
     machine: Machine
     fingerprints: Fingerprints
+    ancestors: dict[Name, Ancestor] = {}  # the runs that it started from or combines, and theirs
     parameters: tuple[Count, Count]  # trained, all
     stored_bytes: Count | None = None  # of the trained weights, see `tuning.trained_bytes`
     losses: list[tuple[int, float]]  # (optimizer step, mean training loss since the last entry)
@@ -322,12 +381,20 @@ def format_report(runs: Iterable[Run]) -> str:
     return "\n".join(lines)
 
 
+# Said otherwise in the table, or of no weight for what was trained; seeds are told apart by the runs' names.
+NOT_SAID = {"name", "data", "train_size", "epochs", "batch_size", "evaluations", "seed", "probe_size", "retrieval"}
+
+
 def _training_in_words(experiment: Experiment) -> str:
+    if experiment.members:
+        what = "answers" if experiment.ensemble_of else "weights"
+        return f"nothing: the mean {what} of {', '.join(experiment.members)}"
     if not experiment.epochs:
         return f"nothing: {experiment.start_from or experiment.model} as it comes"
     size = "all" if experiment.train_size is None else f"{experiment.train_size:,}"
-    words = f"{size} of {experiment.data}, {experiment.epochs} epochs, batch {experiment.batch_size}"
-    return words if experiment.trainable == "all" else f"{words}, trainable: {experiment.trainable}"
+    words = [f"{size} of {experiment.data}, {experiment.epochs} epochs, batch {experiment.batch_size}"]
+    words += [f"{n.replace('_', ' ')}: {value}" for n, value in experiment.changed.items() if n not in NOT_SAID]
+    return ", ".join(words)
 
 
 def replace_report(path: Path | str, report: str) -> None:

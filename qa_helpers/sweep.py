@@ -77,13 +77,13 @@ def check_starts(experiments: Sequence[Experiment], folder: Path) -> None:
     """
     earlier: dict[str, Experiment] = {}
     for number, experiment in enumerate(experiments, start=1):
-        start = experiment.start_from
-        words = f"no. {number} of the list: start_from: '{experiment.name}' starts from '{start}', which"
-        if start in earlier:
-            if not earlier[start].epochs:
-                raise RecordError(f"{words} trains nothing to start from")
-        elif start and not _is_finished(start, folder):
-            raise RecordError(f"{words} is neither earlier in the list nor finished in {folder}")
+        for start in experiment.parents:
+            words = f"no. {number} of the list: '{experiment.name}' starts from '{start}', which"
+            if start in earlier:
+                if not (earlier[start].epochs or earlier[start].members):
+                    raise RecordError(f"{words} trains nothing to start from")
+            elif not _is_finished(start, folder):
+                raise RecordError(f"{words} is neither earlier in the list nor finished in {folder}")
         earlier[experiment.name] = experiment
 
 
@@ -172,10 +172,10 @@ class _Sweep:
             try:
                 while waiting or workers:
                     pending = [one.name for one in waiting] + [worker.experiment.name for worker in workers]
-                    for experiment in [one for one in waiting if one.start_from not in pending]:
-                        if experiment.start_from in self.failures:
+                    for experiment in [one for one in waiting if not set(one.parents) & set(pending)]:
+                        if failed := [name for name in experiment.parents if name in self.failures]:
                             waiting.remove(experiment)
-                            self._fail(experiment, f"not run, since '{experiment.start_from}' failed")
+                            self._fail(experiment, f"not run, since '{failed[0]}' failed")
                         elif free:
                             waiting.remove(experiment)
                             workers.append(_start(experiment, self.folder, Path(scratch), free.pop(0)))

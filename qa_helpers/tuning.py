@@ -100,6 +100,18 @@ def encoder_layers(model: nn.Module) -> list[nn.Module]:
     return max(lists, key=len, default=[])
 
 
+def depths(model: nn.Module) -> dict[str, int]:
+    """How far below the span head each parameter lies: 0 the head itself, 1 the last layer, and so on down.
+
+    What belongs to no layer, the embeddings, lies below the first one.
+    """
+    layers = encoder_layers(model)
+    depth = {id(p): len(layers) - i for i, layer in enumerate(layers) for p in layer.parameters()}
+    return {
+        name: 0 if "qa_outputs" in name else depth.get(id(p), len(layers) + 1) for name, p in model.named_parameters()
+    }
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) parameters of a model."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]

@@ -48,6 +48,23 @@ def finished(tmp_path_factory):
     return folder, run_experiment(experiment, folder)
 
 
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer):
+    """Makes an encoder with a span head and two layers of 16 units, as drawn at random by a seed."""
+    import torch
+    from transformers import BertConfig, BertForQuestionAnswering
+
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+
+    def make(seed=0):
+        torch.manual_seed(seed)
+        return BertForQuestionAnswering(config)
+
+    return make
+
+
 @pytest.fixture
 def no_network(monkeypatch):
     """Any use of a socket is an error of its own, which no one catches."""

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,31 @@ def test_draws_are_nested_whatever_the_sizes(size, seed, data):
     assert len(set(drawn)) == large
     assert set(drawn) <= set(range(size))
     assert sample_indices(size, small, seed) == drawn[:small]
+
+
+@pytest.mark.parametrize("sampling", ["first", "random"])
+@pytest.mark.parametrize("most", [1, 2, 100])
+def test_at_most_so_many_questions_of_a_passage_in_the_order_of_the_sampling(sampling, most):
+    order = load_qa(limit=622, sampling=sampling)
+    expected, taken = [], {}
+    for id, passage in zip(order["id"], order["context"], strict=True):
+        taken[passage] = taken.get(passage, 0) + 1
+        if taken[passage] <= most:
+            expected.append(id)
+    spread = load_qa(sampling=sampling, per_passage=most)
+    assert spread["id"] == expected
+    assert max(Counter(spread["context"]).values()) <= most
+    assert load_qa(limit=50, sampling=sampling, per_passage=most)["id"] == expected[:50]
+    passages = set(load_qa(limit=50, sampling=sampling)["context"])
+    assert len(set(spread["context"][:50])) >= len(passages)
+    assert len(expected) == {1: 90, 2: 180, 100: 622}[most]
+
+
+def test_too_few_passages_and_less_than_one_question_of_each_are_errors():
+    with pytest.raises(DataError, match=r"^91 questions were asked of 'courseqa', which holds 90 here with at most 1"):
+        load_qa(limit=91, per_passage=1)
+    with pytest.raises(DataError, match="0 questions of a passage at most leave none"):
+        load_qa(per_passage=0)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 623, 10**30])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from qa_helpers import experiments, language_model, models, tuning
+from qa_helpers import experiments, language_model, models, soft_labels, tuning
+from qa_helpers.cloze import load_cloze
 from qa_helpers.data import ASSETS, fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation import answer
 from qa_helpers.experiments import (
@@ -22,6 +23,7 @@ from qa_helpers.experiments import (
     run_experiment,
     runs_folder,
 )
+from qa_helpers.features import make_windows
 from qa_helpers.files import project_folder
 from qa_helpers.machine import default_device
 from qa_helpers.models import ModelError
@@ -36,6 +38,7 @@ from qa_helpers.records import (
 )
 from qa_helpers.retrieval import retrieval_ranks
 from qa_helpers.statistics import bootstrap_mean
+from qa_helpers.training import Settings
 
 
 @pytest.fixture
@@ -548,6 +551,10 @@ def test_the_record_of_the_start_may_be_one_of_the_courses(finished, tmp_path, m
         write_record(changed, tmp_path / "records" / f"{name}.json")
     rerun(changed, tmp_path / "out")
     assert ran == ["a", "b", "c"]
+    ran.clear()
+    both = but(run.experiment, name="both", epochs=0, average_of=("b", "a"))
+    rerun(run.model_copy(update={"experiment": both}), tmp_path / "out")
+    assert ran == ["a", "b", "both"]
 
 
 @pytest.mark.parametrize(
@@ -644,3 +651,61 @@ def test_the_columns_of_two_runs_can_be_compared(finished):
     exact, f1 = run.column("exact_match", "drawn"), run.column("f1", "drawn")
     assert exact.shape == f1.shape == (12,)
     assert np.all(f1 >= exact - 1e-9)  # no answer of CourseQA is empty once normalised
+
+
+# ---- the settings of the scaling experiments --------------------------------------------------------------------
+class _Trained(Exception):  # noqa: N818
+    pass
+
+
+@pytest.fixture
+def training(monkeypatch):
+    """What `train` is called with by an experiment, by name; nothing is trained."""
+
+    def called(**changes):
+        def note(*values):
+            names = ("model", "tokenizer", "features", "settings", "folder", "after_epoch", "collator", "loss")
+            seen.update(zip(names, values, strict=True))
+            raise _Trained
+
+        seen = {}
+        monkeypatch.setattr(experiments, "train", note)
+        experiment = Experiment(name="x", train_size=6, evaluations={"few": EvalSet(limit=1)}, **changes)
+        with pytest.raises(_Trained):
+            experiments._train_and_evaluate(experiment, experiments.runs_folder() / "x")
+        return seen
+
+    return called
+
+
+def test_the_settings_reach_the_training(training):
+    plain = training()
+    assert plain["settings"] == Settings()
+    assert plain["collator"] is plain["loss"] is None
+    changes = {"schedule": "cosine", "warmup": 0.1, "layer_decay": 0.9}
+    assert training(**changes)["settings"] == Settings(**changes)
+    assert training(average_last=3)["settings"] == Settings(checkpoints=3)
+
+
+@pytest.mark.parametrize("changes", [{"label_smoothing": 0.1}, {"targets": "all"}])
+def test_soft_labels_are_trained_on_where_asked(training, tokenizer, course, changes):
+    found = training(**changes)
+    windows = make_windows(course[:6], tokenizer)
+    assert found["features"] == soft_labels.training_features(windows, changes.get("targets", "first"))
+    assert found["loss"] is soft_labels.soft_loss
+    assert found["collator"].smoothing == changes.get("label_smoothing", 0)
+
+
+def test_the_training_questions_are_spread_over_passages_or_made_of_them(training, tokenizer):
+    def texts_of(rows):
+        return [window.inputs["input_ids"] for window in make_windows(rows, tokenizer)]
+
+    def found(**changes):
+        return [one["input_ids"] for one in training(**changes)["features"]]
+
+    assert found(per_passage=1) == texts_of(load_qa(limit=6, per_passage=1))
+    cloze = {"questions": "cloze", "sampling": "random", "sampling_seed": 5}
+    assert found(**cloze) == texts_of(load_cloze("courseqa", 6, "random", 5))
+    rows, _, _ = experiments._load_rows(Experiment(name="x", train_size=6, **cloze))
+    other, _, _ = experiments._load_rows(Experiment(name="x", train_size=6, **cloze | {"sampling_seed": 6}))
+    assert fingerprint(rows) == fingerprint(load_cloze("courseqa", 6, "random", 5)) != fingerprint(other)

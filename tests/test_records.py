@@ -48,6 +48,8 @@ VALID = {
         "start_from": None,
         "learning_rate": 0.0005,
         "retrieval": True,
+        "layer_decay": 1,
+        "per_passage": None,
     },
     "machine": {
         "device": "cpu",
@@ -59,6 +61,7 @@ VALID = {
         "versions": {"torch": "2"},
     },
     "fingerprints": {"train": "0123456789abcdef", "eval": "fedcba9876543210"},
+    "ancestors": {"before": {"experiment": {"name": "before"}, "fingerprints": {"train": "0", "eval": "1"}}},
     "parameters": [10, 20],
     "stored_bytes": 124,
     "losses": [[10, 1.25], [20, 0.5]],
@@ -130,14 +133,16 @@ def test_writing_and_reading_change_nothing(tmp_path, run, finished):
 
 def test_a_record_from_before_a_field_was_added_is_read(tmp_path):
     old = unshared()
-    for name in ("stored_bytes", "retrieval"):
+    for name in ("stored_bytes", "retrieval", "ancestors"):
         del old[name]
-    for name in ("task", "retrieval"):
+    for name in ("task", "retrieval", "layer_decay", "per_passage"):
         del old["experiment"][name]
     run = read_record(write(tmp_path, old))
     assert run.stored_bytes is run.retrieval is None
     assert run.experiment.task == "span"
     assert run.experiment.retrieval is False
+    assert run.ancestors == {}
+    assert set(run.experiment.changed) == {"name", "train_size", "evaluations", "trainable", "learning_rate"}
 
 
 RECORDS = sorted((Path(__file__).parents[1] / "records").glob("*.json"))
@@ -224,6 +229,49 @@ FAULTS = {  # what is wrong: (how it comes about, what the message must say)
         at("experiment", trainable="\x1b[2J"),
         ("experiment.trainable: ", "pattern"),
     ),
+    "an unknown schedule": (at("experiment", schedule="warm"), ("experiment.schedule: ", "'linear', 'cosine' or ")),
+    "nothing but warm-up": (at("experiment", warmup=1), ("experiment.warmup: ", "less than 1")),
+    "a layer decay of 0": (at("experiment", layer_decay=0), ("experiment.layer_decay: ", "greater than 0")),
+    "a layer decay above 1": (at("experiment", layer_decay=1.1), ("experiment.layer_decay: ", "less than or equal")),
+    "only smoothing": (at("experiment", label_smoothing=1), ("experiment.label_smoothing: ", "less than 1")),
+    "unknown targets": (at("experiment", targets="last"), ("experiment.targets: ", "'first' or 'all'")),
+    "no question of a passage": (at("experiment", per_passage=0), ("experiment.per_passage: ", "greater than")),
+    "unknown questions": (at("experiment", questions="mine"), ("experiment.questions: ", "'asked' or 'cloze'")),
+    "cloze questions by passage": (at("experiment", questions="cloze", per_passage=1), ("counts asked questions",)),
+    "no last epoch": (at("experiment", average_last=0), ("experiment.average_last: ", "greater than or equal to 1")),
+    "more last epochs than epochs": (
+        at("experiment", average_last=4, trainable="all"),
+        ("experiment: ", "no 4 of 3 epochs to average"),
+    ),
+    "an average of adapters": (
+        at("experiment", average_last=2),
+        ("experiment: ", "average_last: the mean of adapters"),
+    ),
+    "an ensemble that is trained": (at("experiment", ensemble_of=["a", "b"]), ("experiment: ", "goes with epochs 0")),
+    "an ensemble that starts from a run": (
+        at("experiment", ensemble_of=["a", "b"], epochs=0, start_from="c"),
+        ("experiment: ", "goes with epochs 0 and no start_from"),
+    ),
+    "an ensemble and an average": (
+        at("experiment", ensemble_of=["a", "b"], average_of=["c", "d"], epochs=0),
+        ("experiment: ", "one of them"),
+    ),
+    "an ensemble of one": (at("experiment", ensemble_of=["a"], epochs=0), ("experiment: ", "two or more runs")),
+    "an average of one run twice": (
+        at("experiment", average_of=["a", "a"], epochs=0),
+        ("two or more runs, each once",),
+    ),
+    "a member that leaves the folder": (
+        at("experiment", average_of=["a", "../b"], epochs=0),
+        ("experiment.average_of.1: ", "pattern"),
+    ),
+    "retrieval with an ensemble": (at("experiment", ensemble_of=["a", "b"], epochs=0), ("measures one encoder",)),
+    "written answers with targets": (
+        at("experiment", task="generate", targets="all", retrieval=False),
+        ("experiment: ", "targets is of models with a span head"),
+    ),
+    "an ancestor that is no run": (at(ancestors={"a": {"seed": 0}}), ("ancestors.a.experiment: Field required",)),
+    "an ancestor of a bad name": (at(ancestors={"../a": {}}), ("ancestors", "pattern")),
     "an unknown task": (at("experiment", task="guess"), ("experiment.task: ", "'span' or 'generate'")),
     "retrieval that is no truth value": (at("experiment", retrieval=1), ("experiment.retrieval: ", "boolean")),
     "an empty model's name": (at("experiment", model=""), ("experiment.model: ", "at least 1")),
@@ -416,14 +464,31 @@ def test_the_report_has_a_line_an_evaluation_set(run):
     lines = format_report([run, run]).splitlines()
     assert len(lines) == 2 + 2 * 2
     assert {line.count("|") for line in lines} == {9}
-    assert "| tiny | 16 of courseqa, 3 epochs, batch 8, trainable: lora | first (2) | 0.0 [0.0, 37.5] |" in lines[2]
+    assert (
+        "| tiny | 16 of courseqa, 3 epochs, batch 8, trainable: lora, learning rate: 0.0005 | first (2) |" in lines[2]
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"trainable": "all"}, "16 of courseqa, 3 epochs, batch 8"),
-        ({"trainable": "last:2", "train_size": None}, "all of courseqa, 3 epochs, batch 8, trainable: last:2"),
+        ({"trainable": "all", "learning_rate": 1e-4}, "16 of courseqa, 3 epochs, batch 8"),
+        (
+            {"trainable": "last:2", "train_size": None},
+            "all of courseqa, 3 epochs, batch 8, trainable: last:2, learning rate: 0.0005",
+        ),
+        (
+            {"trainable": "all", "schedule": "cosine", "warmup": 0.1, "layer_decay": 0.9, "per_passage": 2, "seed": 3},
+            "16 of courseqa, 3 epochs, batch 8, per passage: 2, learning rate: 0.0005, schedule: cosine, warmup: 0.1, "
+            "layer decay: 0.9",
+        ),
+        (
+            {"trainable": "all", "start_from": "cloze", "label_smoothing": 0.1, "targets": "all", "sampling": "random"},
+            "16 of courseqa, 3 epochs, batch 8, sampling: random, start from: cloze, learning rate: 0.0005, "
+            "label smoothing: 0.1, targets: all",
+        ),
+        ({"epochs": 0, "ensemble_of": ("a", "b")}, "nothing: the mean answers of a, b"),
+        ({"epochs": 0, "average_of": ("a", "b", "c")}, "nothing: the mean weights of a, b, c"),
         ({"epochs": 0}, "nothing: minilm as it comes"),
         ({"epochs": 0, "model": "smollm2", "task": "generate"}, "nothing: smollm2 as it comes"),
         ({"epochs": 0, "start_from": "another"}, "nothing: another as it comes"),

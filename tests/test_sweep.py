@@ -92,8 +92,8 @@ def test_a_name_that_another_file_has_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("starts", "words"),
     [
-        ({"a": "b", "b": None}, "no. 1 of the list: start_from: 'a' starts from 'b', which is neither earlier"),
-        ({"a": None, "b": "b"}, "no. 2 of the list: start_from: 'b' starts from 'b', which is neither earlier"),
+        ({"a": "b", "b": None}, "no. 1 of the list: 'a' starts from 'b', which is neither earlier"),
+        ({"a": None, "b": "b"}, "no. 2 of the list: 'b' starts from 'b', which is neither earlier"),
         ({"a": "b", "b": "a"}, "no. 1 of the list"),
         ({"a": "absent"}, "'a' starts from 'absent', which is neither earlier in the list nor finished in"),
         ({"asked": None, "b": "asked"}, "'b' starts from 'asked', which trains nothing to start from"),
@@ -112,6 +112,14 @@ def test_what_a_run_starts_from_comes_earlier_or_is_finished(tmp_path, starts, w
 def test_a_finished_run_may_be_started_from(finished):
     folder, _ = finished
     check_starts([but(TINY, start_from="finished")], folder)
+
+
+def test_what_a_run_combines_comes_earlier_or_is_finished_too(tmp_path):
+    members = [but(TINY, name="a"), but(TINY, name="b")]
+    both = but(TINY, name="both", ensemble_of=("a", "b"), epochs=0)
+    check_starts([*members, both, but(TINY, name="all", average_of=("both", "a"), epochs=0)], tmp_path)
+    with pytest.raises(RecordError, match=r"no\. 2 of the list: 'both' starts from 'b', which is neither earlier"):
+        check_starts([members[0], both, members[1]], tmp_path)
 
 
 # ---- what a sweep does, with processes that only pretend ---------------------------------------------------------
@@ -191,6 +199,16 @@ def test_processes_run_side_by_side_but_after_what_they_start_from(tmp_path, pre
     for what, _ in log:
         running += 1 if what == "begin" else -1
         assert running <= 2
+
+
+def test_runs_are_combined_after_all_of_them_or_not_at_all(tmp_path, pretended):
+    members = [pretended("a"), pretended("b"), pretended("wrong")]
+    both = but(pretended("both"), ensemble_of=("a", "b"), epochs=0)
+    runs, failures = run_sweep([*members, both, but(both, name="none", ensemble_of=("a", "wrong"))], tmp_path)
+    log = [tuple(words[:2]) for words in log_of(tmp_path)]
+    assert max(log.index(("end", name)) for name in "ab") < log.index(("begin", "both"))
+    assert list(runs) == ["a", "b", "both"]
+    assert failures["none"] == "not run, since 'wrong' failed"
 
 
 def test_one_that_fails_stops_only_those_that_start_from_it(tmp_path, pretended, capsys):

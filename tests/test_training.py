@@ -1,6 +1,7 @@
 """Training: it learns, repeats itself, and goes on where it was killed with the same numbers."""
 
 import json
+import math
 import multiprocessing
 import random
 import time
@@ -8,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import DataCollatorWithPadding
 
+from qa_helpers import soft_labels
 from qa_helpers.evaluation import answer, evaluate
 from qa_helpers.experiments import run_experiment
 from qa_helpers.features import make_windows, training_features
 from qa_helpers.machine import default_device, set_seed
 from qa_helpers.models import load_qa_model
 from qa_helpers.records import EvalSet, Experiment, read_record
-from qa_helpers.training import COMPLETE, Settings, last_checkpoint, train
+from qa_helpers.training import COMPLETE, Settings, complete_checkpoints, last_checkpoint, train
 from qa_helpers.tuning import set_trainable
 
 
@@ -143,6 +146,71 @@ def test_eight_questions_are_learned_by_heart(tmp_path, course, tokenizer):
     assert found.loss < 0.1 * before
 
 
+# ---- the learning rate ------------------------------------------------------------------------------------------
+def rates_of(model, tokenizer, rows, folder, settings):
+    """The learning rate of every trained parameter at every optimizer step: {name: [rate, ...]}."""
+    rates = {name: [] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def note(optimizer, _args, _options):
+        for group in optimizer.param_groups:
+            assert group["weight_decay"] == 0
+            for parameter in group["params"]:
+                rates[names[id(parameter)]].append(group["lr"])
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        train(model, tokenizer, training_features(make_windows(rows, tokenizer)), settings, folder)
+    finally:
+        hook.remove()
+    return rates
+
+
+def share(schedule, warmup, step, steps):
+    """The share of the full learning rate at a step, as `Settings` defines it."""
+    rising = math.ceil(steps * warmup)
+    if step < rising:
+        return step / rising
+    done = (step - rising) / (steps - rising)
+    return {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1}[schedule]
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.3])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_learning_rate_of_each_step(tmp_path, course, tokenizer, tiny_model, schedule, warmup):
+    settings = Settings(epochs=3, batch_size=4, learning_rate=1e-3, schedule=schedule, warmup=warmup)
+    rates = rates_of(tiny_model().to(default_device()), tokenizer, course[:12], tmp_path, settings)
+    expected = [1e-3 * share(schedule, warmup, step, 9) for step in range(9)]
+    assert all(found == pytest.approx(expected) for found in rates.values())
+    assert max(expected) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("what", ["all", "last:1", "lora"])
+def test_the_learning_rate_of_each_layer(tmp_path, course, tokenizer, tiny_model, what):
+    model = set_trainable(tiny_model(), what).to(default_device())
+    settings = Settings(epochs=1, batch_size=4, learning_rate=1e-3, layer_decay=0.5, schedule="cosine", warmup=0.3)
+    rates = rates_of(model, tokenizer, course[:12], tmp_path, settings)
+    places = {"qa_outputs": 0, "layer.1.": 1, "layer.0.": 2, "embeddings.": 3}
+    seen = set()
+    for name, found in rates.items():
+        [depth] = [depth for place, depth in places.items() if place in name]
+        seen.add(depth)
+        assert found == pytest.approx([1e-3 * 0.5**depth * share("cosine", 0.3, step, 3) for step in range(3)]), name
+    assert seen == {"all": {0, 1, 2, 3}, "last:1": {0, 1}, "lora": {0, 1, 2}}[what]
+
+
+def test_a_layer_decay_of_almost_one_trains_as_none(tmp_path, course, tokenizer, tiny_model):
+    """The same optimizer, then, as the Trainer's own."""
+    features, found = training_features(make_windows(course[:12], tokenizer)), []
+    for decay in (1.0, 1 - 1e-12):
+        model = tiny_model().to(default_device())
+        set_seed(0)
+        train(model, tokenizer, features, Settings(**vars(SHORT) | {"layer_decay": decay}), tmp_path / str(decay))
+        found.append(weights(model))
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=1e-5, atol=1e-7)
+
+
 # ---- checkpoints ------------------------------------------------------------------------------------------------
 def checkpoint(folder: Path, step: int, complete: bool) -> Path:
     path = folder / f"checkpoint-{step}"
@@ -166,6 +234,13 @@ def test_the_newest_complete_checkpoint_is_chosen_and_unfinished_ones_go(tmp_pat
 def test_only_unfinished_checkpoints_are_none(tmp_path):
     checkpoint(tmp_path, 3, complete=False)
     assert last_checkpoint(tmp_path) is None
+
+
+def test_as_many_checkpoints_are_kept_as_asked(tmp_path, course, tokenizer, tiny_model):
+    features = training_features(make_windows(course[:4], tokenizer))
+    settings = Settings(epochs=5, batch_size=4, checkpoints=3)
+    train(tiny_model().to(default_device()), tokenizer, features, settings, tmp_path)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4", "checkpoint-5"]
 
 
 class StoppedError(Exception):
@@ -195,6 +270,30 @@ def test_a_run_that_failed_goes_on_and_two_checkpoints_are_kept(tmp_path, course
     finished, finished_history = trained(course, tokenizer, tmp_path / "cut", SHORT, lambda _model: 1 / 0, what)
     assert finished_history == history  # nothing is left to train
     assert same_weights(whole, finished)
+
+
+def test_a_run_with_every_setting_that_failed_goes_on_with_the_same_numbers(tmp_path, course, tokenizer, tiny_model):
+    def go(folder, epochs):
+        def after_epoch(_model):
+            if len(list(folder.iterdir())) == epochs:
+                raise StoppedError
+            return {}
+
+        model = tiny_model().to(default_device())
+        set_seed(0)
+        features = soft_labels.training_features(make_windows(course[:12], tokenizer), "all")
+        collator = soft_labels.SoftLabelCollator(tokenizer, 0.1)
+        history = train(model, tokenizer, features, settings, folder, after_epoch, collator, soft_labels.soft_loss)
+        return model, history
+
+    settings = Settings(**vars(SHORT) | {"schedule": "cosine", "warmup": 0.5, "layer_decay": 0.5, "checkpoints": 3})
+    whole, history = go(tmp_path / "whole", None)
+    with pytest.raises(StoppedError):
+        go(tmp_path / "cut", 2)  # in the third epoch
+    resumed, resumed_history = go(tmp_path / "cut", None)
+    assert resumed_history == history
+    assert [step for step, _ in history.losses] == [2, 3, 4, 6, 8, 9]
+    assert same_weights(whole, resumed)
 
 
 def test_an_unfinished_checkpoint_is_not_gone_on_from(tmp_path, course, tokenizer):
@@ -240,26 +339,51 @@ MOMENTS = {  # when: (what must be seen in the run's folder, at most so many sec
 }
 
 
-@pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_with_the_numbers_of_one_never_killed(tmp_path):
+def start(experiment, folder):
+    """A process that runs an experiment."""
     context = multiprocessing.get_context("forkserver")  # imports the libraries once, in a process of its own
     context.set_forkserver_preload(["qa_helpers.experiments"])
+    process = context.Process(target=run_experiment, args=(experiment, folder))
+    process.start()
+    return process
 
-    def start(folder):
-        process = context.Process(target=run_experiment, args=(KILLED, folder))
-        process.start()
-        return process
 
-    def finish(folder):
-        process = start(folder)
-        process.join(300)
-        assert process.exitcode == 0
-        return read_record(folder / "killed" / "run.json")
+def finish(experiment, folder):
+    process = start(experiment, folder)
+    process.join(300)
+    assert process.exitcode == 0
+    return read_record(folder / experiment.name / "run.json")
 
+
+def differing(one, other):
+    """The fields in which two runs differ; compared as JSON, where not a number equals itself."""
+    one, other = one.model_dump(), other.model_dump()
+    return {name for name, value in one.items() if json.dumps(value) != json.dumps(other[name])}
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_every_setting_ends_with_the_numbers_of_one_never_killed(tmp_path):
+    changes = {"train_size": 8, "batch_size": 4, "epochs": 2, "trainable": "last:1", "average_last": 2}
+    changes |= {"schedule": "cosine", "warmup": 0.3, "layer_decay": 0.7, "label_smoothing": 0.1, "targets": "all"}
+    experiment = Experiment.model_validate(KILLED.model_dump() | changes)
+    process = start(experiment, tmp_path / "cut")
+    while not complete("checkpoint-2")(tmp_path / "cut" / "killed"):
+        assert process.is_alive(), "ended before it could be killed"
+        time.sleep(0.0005)
+    process.kill()
+    process.join()
+    assert process.exitcode == -9
+    cut, whole = (finish(experiment, tmp_path / name) for name in ("cut", "whole"))
+    assert differing(cut, whole) <= {"timing"}
+    assert len(whole.epochs) == 2
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_numbers_of_one_never_killed(tmp_path):
     home = tmp_path / "cut" / "killed"
     delays = random.Random(time.time_ns())
     for moment, (reached, at_most) in MOMENTS.items():
-        process = start(home.parent)
+        process = start(KILLED, home.parent)
         while not reached(home):
             assert process.is_alive(), f"ended before it could be killed {moment}"
             time.sleep(0.0005)
@@ -270,12 +394,9 @@ def test_a_run_killed_again_and_again_ends_with_the_numbers_of_one_never_killed(
         assert at_most or reached(home), f"was not killed {moment}"
         assert not (home / "run.json").exists()
 
-    cut, whole = finish(home.parent), finish(tmp_path / "whole")
+    cut, whole = finish(KILLED, home.parent), finish(KILLED, tmp_path / "whole")
     assert len(whole.losses) == len(whole.epochs) == 3
-    differing = {
-        name for name, value in whole.model_dump().items() if json.dumps(value) != json.dumps(cut.model_dump()[name])
-    }
-    assert differing <= {"timing"}
+    assert differing(whole, cut) <= {"timing"}
     assert not (home / "checkpoints").exists()
     assert {path.name for path in home.iterdir() if not path.name.endswith(".tmp")} == {
         "experiment.json",

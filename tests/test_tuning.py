@@ -22,6 +22,7 @@ from qa_helpers.tuning import (
     adapter_base,
     attach_adapter,
     count_parameters,
+    depths,
     encoder_layers,
     has_span_head,
     merge_adapter,
@@ -367,3 +368,13 @@ def test_an_adapter_does_not_fit_another_kind_of_model(lora_folder):
 def test_a_name_or_a_folder_without_an_adapter_has_no_base(tmp_path):
     for name in ("minilm", "a/b", "a\0b", "x" * 5000, str(tmp_path)):
         assert adapter_base(name) is None
+
+
+# ---- how deep a parameter lies ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("what", ["all", "lora", "ia3"])
+def test_each_parameter_has_its_depth_below_the_head(tiny_model, what):
+    found = depths(set_trainable(tiny_model(), what))
+    expected = {"qa_outputs": 0, "layer.1.": 1, "layer.0.": 2, "embeddings.": 3}
+    for name, depth in found.items():
+        assert [depth] == [number for place, number in expected.items() if place in name], name
+    assert set(found.values()) == {0, 1, 2, 3}
