@@ -28,7 +28,7 @@ from qa_helpers.data import fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation import Answers, Result, evaluate
 from qa_helpers.files import project_folder, write_atomically
 from qa_helpers.lineage import ancestors, average_weights, changed_ancestors, load_run, starting_point
-from qa_helpers.machine import describe_machine, peak_memory_mib, quiet, reset_peak_memory, set_seed
+from qa_helpers.machine import describe_machine, peak_memory_mib, quiet, release_memory, reset_peak_memory, set_seed
 from qa_helpers.records import (
     METRICS,
     Experiment,
@@ -159,6 +159,7 @@ def _claim(home: Path, experiment: Experiment) -> None:
 
 def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
     quiet()
+    release_memory()  # of an earlier run in this process: a notebook trains several
     reset_peak_memory()
     train_rows, eval_rows, indices = _load_rows(experiment)
     model, tokenizer = starting_point(experiment, home.parent)

@@ -1,6 +1,8 @@
 """What this machine is and can do: its device, number formats, memory; and keeping libraries quiet on it."""
 
 import contextlib
+import ctypes
+import gc
 import logging
 import os
 import platform
@@ -90,6 +92,14 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def release_memory() -> None:
+    """Give memory that is used no longer back to the system: Python's garbage, and what the C library keeps of it."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc has no malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak_memory() -> None:

@@ -103,6 +103,7 @@ def bars(counts: Mapping[str, float], title: str, x: str, form: str = "{:g}") ->
     ax = _axes(title, x, "", size=(7, 0.9 + 0.3 * len(counts)))
     drawn = ax.barh(list(counts), list(counts.values()), color=BLUE)
     ax.bar_label(drawn, fmt=form, padding=3)
+    ax.margins(x=0.1)  # room for the numbers, also left of bars below zero
     ax.invert_yaxis()
     return ax
 

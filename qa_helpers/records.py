@@ -374,11 +374,16 @@ def format_report(runs: Iterable[Run]) -> str:
                 _training_in_words(experiment),
                 f"{name} ({scores.questions:,})",
                 *(str(getattr(scores, metric)) for metric in ("string_equality", "exact_match", "f1")),
-                f"{timing.train_seconds:.0f} s, {timing.train_questions_per_second:.0f} questions/s",
+                _speed_in_words(timing) if experiment.epochs else "–",
                 f"{run.machine.device_name}, {run.machine.threads} threads, {run.machine.precision}",
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _speed_in_words(timing: Timing) -> str:
+    speed = timing.train_questions_per_second
+    return f"{timing.train_seconds:.0f} s, {speed:.{0 if speed >= 1 else 1}f} questions/s"
 
 
 # Said otherwise in the table, or of no weight for what was trained; seeds are told apart by the runs' names.

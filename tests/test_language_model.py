@@ -411,3 +411,18 @@ def test_a_model_with_an_adapter_answers_as_the_merged_one(chat, taught):
     changed = [p.text for p in answer(adapted, chat, ROWS[1:]).predictions]
     assert changed != right
     assert changed == [p.text for p in answer(adapted.merge_and_unload(), chat, ROWS[1:]).predictions]
+
+
+def test_frozen_weights_are_not_copied_for_each_row_of_a_batch(smollm2, chat):
+    """Of a slice of the hidden states, torch would multiply each row by a copy of the vocabulary's matrix."""
+    head = smollm2.get_output_embeddings().weight
+    ids = torch.full((4, 8), chat.eos_token_id)
+    required = head.requires_grad
+    head.requires_grad_(False)
+    try:
+        with torch.inference_mode(), torch.profiler.profile(profile_memory=True) as profiler:
+            smollm2(ids, logits_to_keep=1)
+    finally:
+        head.requires_grad_(required)
+    largest = max(event.cpu_memory_usage for event in profiler.events())
+    assert largest < head.numel() * head.element_size()

@@ -3,10 +3,11 @@
 import os
 import sys
 
+import psutil
 import pytest
 import torch
 
-from qa_helpers.machine import MIB, default_device, peak_memory_mib, reset_peak_memory
+from qa_helpers.machine import MIB, default_device, peak_memory_mib, release_memory, reset_peak_memory
 
 TAKEN = 256  # MiB
 
@@ -58,3 +59,16 @@ def test_the_peak_is_at_least_the_resident_set():
     import psutil
 
     assert peak_memory_mib() >= 0.95 * psutil.Process().memory_info().rss / MIB > 50
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process gives back can be asked on Linux only")
+def test_released_memory_goes_back_to_the_system():
+    process = psutil.Process()
+    garbage = [bytearray(b"x") * 2**14 for _ in range(TAKEN * 64)]  # pieces that the C library keeps when freed
+    garbage.append(garbage)  # and that only the garbage collector frees
+    kept = garbage[-2]  # the last piece, so that the heap cannot shrink from its end by itself
+    full = process.memory_info().rss
+    del garbage
+    release_memory()
+    assert process.memory_info().rss < full - 0.8 * TAKEN * MIB
+    assert len(kept) == 2**14

@@ -499,6 +499,17 @@ def test_the_report_says_what_was_trained(run, changes, words):
     assert f"| tiny | {words} | first (2) |" in format_report([changed])
 
 
+@pytest.mark.parametrize(
+    ("speed", "epochs", "words"),
+    [(14.3, 3, "60 s, 14 questions/s"), (0.4, 3, "60 s, 0.4 questions/s"), (0.0, 0, "–")],
+)
+def test_the_report_says_how_fast_was_trained_if_at_all(run, speed, epochs, words):
+    timing = run.timing.model_copy(update={"train_seconds": 60.2, "train_questions_per_second": speed})
+    experiment = run.experiment.model_copy(update={"epochs": epochs})
+    line = format_report([run.model_copy(update={"timing": timing, "experiment": experiment})]).splitlines()[2]
+    assert line.split(" | ")[-2] == words
+
+
 def test_the_report_is_put_between_the_marks_and_only_there(tmp_path):
     path = tmp_path / "page.md"
     path.write_text("above\n<!-- report -->\nold\n<!-- /report -->\nbelow\n")
