@@ -50,7 +50,7 @@ def load_language_model(name: str = "smollm2") -> nn.Module:
     if info["missing_keys"]:
         raise ModelError(f"'{name}' lacks a language model's weights ({min(info['missing_keys'])}); choose another")
     # Of a slice of the hidden states and frozen weights, torch makes a batch of products and copies the weights for
-    # each of its rows: 54 MB a question here.
+    # each of its rows: 54 MiB a question here.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     return model.eval()  # type: ignore[no-any-return]
 
