@@ -3,11 +3,16 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qa_helpers.data import ASSETS, DataError, fingerprint
 from qa_helpers.evaluation import contained, exact_match, f1, string_equality
+from qa_helpers.files import read_json
 
 # ---- the metric, step by step ----------------------------------------------------------------------------------
 # An article between white space, and the white space after it. The official metric also takes "the" out of "the-cat",
@@ -104,3 +109,54 @@ def _without_one(rows: Sequence[dict[str, Any]], guesses: Sequence[Sequence[str]
     if not ids:
         raise ValueError("no question has two answers to hold against each other")
     return Agreement(ids, np.array(em), np.array(word_overlap))
+
+
+# ---- what a notebook says of data that are not at hand ---------------------------------------------------------
+class DataCard(BaseModel):
+    """Of a validation set: which articles it asks about, and what people score on it. No text of its questions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fingerprint: str  # of the rows, see `data.fingerprint`
+    articles: list[tuple[str, int]]  # title and number of questions, in the set's order
+    human_exact_match: list[float | None]  # percent, a question, by `human_ceiling`; None where one person answered
+    human_f1: list[float | None]
+
+    @property
+    def titles(self) -> list[str]:
+        """The article of each question, in the set's order."""
+        return [title for title, count in self.articles for _ in range(count)]
+
+
+def data_card(rows: Any) -> DataCard:
+    """The card of a validation set, as `load_qa` gives it."""
+    people = human_ceiling(rows)
+    em, word_overlap = (
+        dict(zip(people.id, people.exact_match, strict=True)),
+        dict(zip(people.id, people.f1, strict=True)),
+    )
+
+    def percent(scores: dict[str, float]) -> list[float | None]:
+        return [round(100 * float(scores[id]), 2) if id in scores else None for id in rows["id"]]
+
+    return DataCard(
+        fingerprint=fingerprint(rows),
+        articles=[(title, len(list(group))) for title, group in groupby(rows["title"])],
+        human_exact_match=percent(em),
+        human_f1=percent(word_overlap),
+    )
+
+
+def load_card(name: str = "squad", folder: Path = ASSETS) -> DataCard:
+    """The card that comes with the course of a data set that does not: SQuAD's validation set is not in the package.
+
+    Raises:
+        DataError: if there is none, or it is not of that form.
+    """
+    path = folder / f"{name}-validation-card.json"
+    raw = read_json(path, DataError)
+    try:
+        return DataCard.model_validate(raw)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        raise DataError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from None

@@ -25,6 +25,7 @@ from torch import nn
 from qa_helpers import evaluation, features, language_model, models, soft_labels, tuning
 from qa_helpers.cloze import load_cloze
 from qa_helpers.data import fingerprint, load_qa, sample_indices
+from qa_helpers.diagnosis import metric_ladder
 from qa_helpers.evaluation import Answers, Result, evaluate
 from qa_helpers.files import project_folder, write_atomically
 from qa_helpers.lineage import ancestors, average_weights, changed_ancestors, load_run, starting_point
@@ -189,6 +190,10 @@ def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
             "epochs": history.epochs,
             "scores": {name: score([results[i] for i in places]) for name, places in indices.items()},
             "indices": indices,
+            "ladder": {
+                name: _ladder([results[i] for i in places], eval_rows.select(places))
+                for name, places in indices.items()
+            },
             "questions": _columns(results),
             "retrieval": Retrieval(passages=len(passages), before=before, after=after) if passages else None,
             "timing": Timing(
@@ -305,6 +310,7 @@ def _probe_scores(experiment: Experiment, model: nn.Module, tokenizer: Any, rows
         "loss": round(loss, 4),
         "exact_match": round(100 * float(np.mean([result.exact_match for result in results])), 2),
         "f1": round(100 * float(np.mean([result.f1 for result in results])), 2),
+        "confidence": round(100 * float(np.mean([result.confidence for result in results])), 2),
     }
 
 
@@ -323,6 +329,10 @@ def score(results: Iterable[Result]) -> Scores:
     results = list(results)
     means = {metric: Score.of(bootstrap_mean([100 * float(getattr(r, metric)) for r in results])) for metric in METRICS}
     return Scores(questions=len(results), **means)
+
+
+def _ladder(results: Iterable[Result], rows: Any) -> dict[str, int]:
+    return metric_ladder([result.prediction for result in results], [row["answers"]["text"] for row in rows])
 
 
 def _columns(results: Iterable[Result]) -> Questions:

@@ -173,11 +173,12 @@ class Scores(_Model):
 
 
 class ProbeScores(_Model):
-    """Loss, EM and F1 on the few questions that are scored after every epoch."""
+    """Loss, EM, F1 and mean confidence on the few questions that are scored after every epoch."""
 
     loss: float
     exact_match: Percent
     f1: Percent
+    confidence: Percent | None = None  # None in records of before it was kept
 
 
 class Epoch(_Model):
@@ -279,6 +280,9 @@ class Run(_Model):
     epochs: list[Epoch]
     scores: dict[str, Scores]  # by evaluation set
     indices: dict[str, list[int]]  # by evaluation set: its questions' places in `questions`
+    ladder: dict[
+        str, dict[str, Count]
+    ] = {}  # by evaluation set, what made answers right, see `diagnosis.metric_ladder`
     questions: Questions
     retrieval: Retrieval | None = None
     timing: Timing
@@ -297,6 +301,8 @@ class Run(_Model):
                 not 0 <= place < size for place in places
             ):
                 raise ValueError(f"the indices of '{name}' do not fit its scores and the {size} questions")
+            if self.ladder and sum(self.ladder.get(name, {}).values()) != len(places):
+                raise ValueError(f"the ladder of '{name}' does not add up to its {len(places)} questions")
             for metric in METRICS:
                 mean = 100 * float(self.column(metric, name).mean())
                 if abs(mean - getattr(self.scores[name], metric).value) > ROUNDING:
@@ -306,6 +312,22 @@ class Run(_Model):
     def column(self, metric: str, evaluation: str) -> np.ndarray:
         """One metric's values, question by question, on one evaluation set (0 to 1; text for `prediction`)."""
         return np.asarray(getattr(self.questions, metric))[self.indices[evaluation]]
+
+
+def paired_columns(first: Run, second: Run, metric: str = "exact_match") -> tuple[np.ndarray, np.ndarray]:
+    """One metric of two runs on the questions that both were asked, in the first run's order (0 to 1).
+
+    Raises:
+        RecordError: if they share no question, or were asked different ones under the same ids.
+    """
+    if first.fingerprints.eval != second.fingerprints.eval and first.questions.id == second.questions.id:
+        raise RecordError(f"'{first.experiment.name}' and '{second.experiment.name}' were asked different questions")
+    place = {id: i for i, id in enumerate(second.questions.id)}
+    shared = [(i, place[id]) for i, id in enumerate(first.questions.id) if id in place]
+    if not shared:
+        raise RecordError(f"'{first.experiment.name}' and '{second.experiment.name}' share no question")
+    mine, other = (list(places) for places in zip(*shared, strict=True))
+    return np.asarray(getattr(first.questions, metric))[mine], np.asarray(getattr(second.questions, metric))[other]
 
 
 # ---- records ---------------------------------------------------------------------------------------------------

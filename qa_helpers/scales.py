@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from qa_helpers.records import EvalSet, Experiment, RecordError
 
@@ -60,7 +60,7 @@ def current_scale() -> Scale:
 
 def named_experiments() -> dict[str, Experiment]:
     """The experiments that have a name of their own, by name."""
-    chosen = [*_baselines(), *_methods(), *_language_models(), *_replays()]
+    chosen = [*_baselines(), *_methods(), *_language_models(), *_replays(), *_ideas()]
     return {experiment.name: experiment for experiment in chosen}
 
 
@@ -174,27 +174,104 @@ REPORTED = {
 }
 
 
-def replay(number: Literal[1, 2], seed: int = 0, warm: bool = False) -> Experiment:
-    """Experiment 1 or 2 of the report at class scale, from the pre-trained weights or from the baseline's (`warm`).
+def replay(number: Literal[1, 2], seed: int = 0, warm: bool = False, scale: Scale = SCALES["class"]) -> Experiment:
+    """Experiment 1 or 2 of the report at a scale, from the pre-trained weights or from the baseline's (`warm`).
 
     Where the report is silent: MiniLM, and a learning rate half as large again as the baseline's, for batches twice
     as large.
     """
-    told, scale = REPORTED[f"experiment {number}"], SCALES["class"]
-    start = scale.baseline(seed=seed)
+    told, start = REPORTED[f"experiment {number}"], scale.baseline(scale.sizes[0], seed)
+    few = {"first-200": EvalSet(limit=200)} if scale.data == "squad" else {}
     return start.model_copy(
         update={
-            "name": f"class-{'warm' if warm else 'experiment'}{number}-{told.train_size}-seed{seed}",
-            "train_size": told.train_size,
-            "evaluations": start.evaluations | {"first-200": EvalSet(limit=200)},
+            "name": f"{scale.name}-{'warm' if warm else 'experiment'}{number}-{scale.sizes[number]}-seed{seed}",
+            "train_size": scale.sizes[number],
+            "evaluations": start.evaluations | few,
             "start_from": start.name if warm else None,
             "epochs": told.epochs,
             "batch_size": told.batch_size,
-            "learning_rate": 1.5e-4,
+            "learning_rate": 1.5 * scale.learning_rate,
         }
     )
 
 
+SEEDS = (0, 1, 2)
+SMALL_SIZES = (250, 500, 1_000)  # beside those of experiments 1 and 2: each is the beginning of the next larger one
+
+
+def at_size(size: int, seed: int = 0) -> Experiment:
+    """Experiment 2 with fewer training questions, at class scale: the first `size` ones."""
+    sizes = SCALES["class"].sizes
+    if size in sizes[1:]:
+        return replay(1 if size == sizes[1] else 2, seed)
+    changed = {"name": f"class-size-{size}-seed{seed}", "train_size": size}
+    return replay(2, seed).model_copy(update=changed)
+
+
+# ---- ideas to raise the score: what each changes of experiment 2 -----------------------------------------------
+IDEAS: dict[str, dict[str, Any]] = {
+    "lr-half": {"learning_rate": 7.5e-5},
+    "lr-double": {"learning_rate": 3e-4},
+    "epochs-3": {"epochs": 3},
+    "epochs-10": {"epochs": 10},
+    "batch-8": {"batch_size": 8},
+    "batch-32": {"batch_size": 32},
+    "cosine": {"schedule": "cosine", "warmup": 0.1},
+    "random-articles": {"sampling": "random"},
+    "two-a-passage": {"per_passage": 2},
+    "layer-decay": {"layer_decay": 0.9},
+    "smoothing": {"label_smoothing": 0.1},
+    "cloze-first": {"start_from": "class-cloze-seed{seed}"},
+    "average-last-3": {"average_last": 3},
+    "ensemble": {"ensemble_of": "class-size"},
+    "average-seeds": {"average_of": "class-size"},
+}
+COMBINES = ("ensemble", "average-seeds")  # of all seeds of the same size, so that they have no seed of their own
+SCREENED = EvalSet(limit=2_000, sampling="random")
+
+
+def idea(which: str, size: int, seed: int = 0) -> Experiment:
+    """Experiment 2 of the report on `size` questions with one thing changed.
+
+    At the full 5,000 questions all sets of experiment 2 are asked; below, 2,000 random questions, which is enough to
+    choose what to go on with.
+    """
+    base, changes = at_size(size, seed), dict(IDEAS[which])
+    if which in COMBINES:
+        members = tuple(at_size(size, other).name for other in SEEDS)
+        changes = dict.fromkeys(changes, members) | {"epochs": 0}
+    if "start_from" in changes:
+        changes["start_from"] = changes["start_from"].format(seed=seed)
+    whole = size == SCALES["class"].sizes[2]
+    return base.model_copy(
+        update={
+            "name": f"class-idea-{which}-{size}-seed{seed}",
+            "evaluations": base.evaluations if whole else {"random-2000": SCREENED},
+            **changes,
+        }
+    )
+
+
+def cloze(seed: int = 0) -> Experiment:
+    """One epoch on questions made from the passages alone, before those that people asked."""
+    update = {"name": f"class-cloze-seed{seed}", "questions": "cloze", "train_size": None, "epochs": 1}
+    return replay(2, seed).model_copy(update=update | {"evaluations": {"random-2000": SCREENED}})
+
+
 def _replays() -> list[Experiment]:
-    cold = [replay(number, seed) for number in (1, 2) for seed in (0, 1, 2)]
-    return cold + [replay(1, seed, warm=True) for seed in (0, 1, 2)]
+    quick = SCALES["quick"]
+    cold = [replay(number, seed) for number in (1, 2) for seed in SEEDS]
+    cold += [at_size(size, seed) for size in SMALL_SIZES for seed in SEEDS]
+    live = [replay(1, scale=quick), replay(2, scale=quick), replay(1, warm=True, scale=quick)]
+    return live + cold + [replay(1, seed, warm=True) for seed in SEEDS]
+
+
+def _ideas() -> list[Experiment]:
+    sizes = (1_000, *SCALES["class"].sizes[1:])
+    every = [
+        idea(which, size, seed)
+        for which in IDEAS
+        for size in sizes
+        for seed in (SEEDS if size == sizes[-1] and which not in COMBINES else SEEDS[:1])
+    ]
+    return [cloze(seed) for seed in SEEDS] + every
