@@ -313,6 +313,18 @@ class Run(_Model):
         """One metric's values, question by question, on one evaluation set (0 to 1; text for `prediction`)."""
         return np.asarray(getattr(self.questions, metric))[self.indices[evaluation]]
 
+    def mean_loss(self, first: int, last: int) -> float:
+        """The mean training loss of the optimizer steps after `first` up to `last`, as the Trainer logs it.
+
+        Raises:
+            RecordError: if the losses are not kept for exactly these steps.
+        """
+        steps, values = np.array([0] + [step for step, _ in self.losses]), np.array([loss for _, loss in self.losses])
+        if not (first < last and first in steps and last in steps):
+            raise RecordError(f"'{self.experiment.name}' kept no mean loss from optimizer step {first} to {last}")
+        inside = (steps[1:] > first) & (steps[1:] <= last)
+        return float(np.average(values[inside], weights=np.diff(steps)[inside]))
+
 
 def paired_columns(first: Run, second: Run, metric: str = "exact_match") -> tuple[np.ndarray, np.ndarray]:
     """One metric of two runs on the questions that both were asked, in the first run's order (0 to 1).

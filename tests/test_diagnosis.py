@@ -1,5 +1,7 @@
 """Diagnosis: the ladder of metrics by hand, on CourseQA and on generated strings; annotators against each other."""
 
+import json
+import os
 import random
 from itertools import accumulate
 
@@ -9,9 +11,19 @@ from answer_texts import texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qa_helpers.data import load_qa
-from qa_helpers.diagnosis import LADDER, REST, human_ceiling, ladder_step, metric_ladder, score_without_one
+from qa_helpers.data import DataError, load_qa
+from qa_helpers.diagnosis import (
+    LADDER,
+    REST,
+    data_card,
+    human_ceiling,
+    ladder_step,
+    load_card,
+    metric_ladder,
+    score_without_one,
+)
 from qa_helpers.evaluation import contained, exact_match, f1, string_equality
+from qa_helpers.experiments import load_records
 
 FIRST, CASE, ARTICLES, PUNCTUATION, EM, HOLDS = LADDER
 
@@ -123,3 +135,53 @@ def test_courseqas_annotators_agree_mostly():
     people = human_ceiling(load_qa("courseqa", "validation"))
     assert len(people.id) == 206
     assert 0.85 < people.exact_match.mean() < people.f1.mean() < 1
+
+
+# ---- cards -----------------------------------------------------------------------------------------------------
+def test_a_card_says_which_articles_and_what_people_score():
+    rows = load_qa("courseqa", "validation")
+    card, people = data_card(rows), human_ceiling(rows)
+    assert card.titles == rows["title"]
+    assert len(card.articles) == len(set(rows["title"])) == 6
+    assert np.mean(card.human_exact_match) == pytest.approx(100 * people.exact_match.mean(), abs=0.01)
+    assert np.mean(card.human_f1) == pytest.approx(100 * people.f1.mean(), abs=0.01)
+
+
+def test_a_question_that_one_person_answered_has_no_human_score():
+    rows = load_qa("courseqa", "validation", 3)
+    alone = [rows[0], rows[1] | {"answers": {part: values[:1] for part, values in rows[1]["answers"].items()}}, rows[2]]
+    card = data_card(type(rows).from_list(alone))
+    assert [score is None for score in card.human_exact_match] == [False, True, False]
+    assert [score is None for score in card.human_f1] == [False, True, False]
+
+
+@pytest.mark.skipif("QA_DATA_DIR" not in os.environ, reason="QA_DATA_DIR names no folder with SQuAD")
+def test_squads_card_is_made_from_squad():
+    assert data_card(load_qa("squad", "validation")) == load_card("squad")
+
+
+def test_squads_card_fits_the_records():
+    card = load_card("squad")
+    assert len(card.titles) == len(card.human_exact_match) == len(card.human_f1) == 10_570
+    assert card.articles[0] == ("Super_Bowl_50", 810)
+    for run in load_records("class-baseline-*").values():
+        assert run.fingerprints.eval == card.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read"),
+        ("[]", "the file"),
+        ('{"fingerprint": "x"}', "articles: Field required"),
+        (
+            json.dumps({"fingerprint": "x", "articles": [["a", "b"]], "human_exact_match": [], "human_f1": []}),
+            "articles",
+        ),
+    ],
+)
+def test_a_card_that_is_none_is_refused(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "my-validation-card.json").write_text(content)
+    with pytest.raises(DataError, match=words):
+        load_card("my", tmp_path)

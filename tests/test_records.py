@@ -10,6 +10,7 @@ from any_json import JSON, mutated, nodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qa_helpers.diagnosis import LADDER, REST
 from qa_helpers.records import (
     EvalSet,
     Experiment,
@@ -18,6 +19,7 @@ from qa_helpers.records import (
     Run,
     Score,
     format_report,
+    paired_columns,
     read_experiment,
     read_record,
     replace_report,
@@ -201,6 +203,11 @@ FAULTS = {  # what is wrong: (how it comes about, what the message must say)
     "a field too many inside": (at("experiment", code="import os"), ("experiment.code: Extra inputs",)),
     "another schema version": (at(schema_version=2), ("schema_version: ", "should be 1")),
     "schema version as text": (at(schema_version="1"), ("schema_version: ", "should be 1")),
+    "a ladder of too few questions": (
+        at(ladder={"first": {"right": 2}, "all": {"right": 2}}),
+        ("the ladder of 'all' does not add up to its 3 questions",),
+    ),
+    "a ladder of one set only": (at(ladder={"first": {"right": 2}}), ("the ladder of 'all' does not add up",)),
     "a name that leaves the folder": (at("experiment", name="../x"), ("experiment.name: ", "pattern")),
     "a name that is a path": (at("experiment", name="a/b"), ("experiment.name: ", "pattern")),
     "an absolute name": (at("experiment", name="/etc/passwd"), ("experiment.name: ", "pattern")),
@@ -444,6 +451,52 @@ def test_the_column_of_a_run_feeds_the_statistics(run):
     column = run.column("f1", "all")
     assert isinstance(column, np.ndarray)
     assert column.tolist() == [0.6667, 1.0, 0.0]
+
+
+def test_the_mean_loss_of_some_steps_weighs_each_step_alike(run):
+    """Losses were kept at steps 10 and 20 and, at the end of an epoch, at 22."""
+    one = run.model_copy(update={"losses": [(10, 1.0), (20, 0.5), (22, 2.0)]})
+    assert one.mean_loss(0, 10) == 1.0
+    assert one.mean_loss(10, 22) == pytest.approx((10 * 0.5 + 2 * 2.0) / 12)
+    assert one.mean_loss(0, 22) == pytest.approx((10 * 1.0 + 10 * 0.5 + 2 * 2.0) / 22)
+    for first, last in [(0, 15), (5, 20), (10, 10), (20, 10), (0, 30)]:
+        with pytest.raises(RecordError, match=f"'tiny' kept no mean loss from optimizer step {first} to {last}"):
+            one.mean_loss(first, last)
+
+
+def other_run(run, **columns):
+    questions = run.questions.model_copy(update=columns)
+    return run.model_copy(update={"questions": questions})
+
+
+def test_two_runs_are_compared_on_the_questions_that_both_were_asked(run):
+    other = other_run(run, id=["c", "x", "a"], exact_match=[0, 1, 1], f1=[0.1, 0.2, 0.3])
+    first, second = paired_columns(run, other)
+    assert first.tolist() == [1, 1]  # a and c, in the first run's order
+    assert second.tolist() == [1, 0]
+    assert [column.tolist() for column in paired_columns(run, other, "f1")] == [[1.0, 0.6667], [0.3, 0.1]]
+    assert [column.tolist() for column in paired_columns(run, run)] == [[1, 0, 1]] * 2
+
+
+def test_runs_that_were_asked_different_questions_are_not_compared(run):
+    with pytest.raises(RecordError, match="share no question"):
+        paired_columns(run, other_run(run, id=["x", "y", "z"]))
+    fingerprints = run.fingerprints.model_copy(update={"eval": "another"})
+    with pytest.raises(RecordError, match="were asked different questions"):
+        paired_columns(run, run.model_copy(update={"fingerprints": fingerprints}))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_the_ladder_of_a_record_reaches_its_exact_match(path):
+    run = read_record(path)
+    assert set(run.ladder) == set(run.scores)
+    for name, scores in run.scores.items():
+        steps = list(run.ladder[name].values())
+        assert tuple(run.ladder[name]) == (*LADDER, REST)
+        assert sum(steps) == scores.questions
+        assert 100 * sum(steps[:5]) / scores.questions == pytest.approx(scores.exact_match.value, abs=0.006)
+        assert 100 * sum(steps[:6]) / scores.questions == pytest.approx(scores.contained.value, abs=0.006)
+        assert 100 * sum(steps[:2]) / scores.questions == pytest.approx(scores.string_equality.value, abs=0.006)
 
 
 def test_recall_is_the_share_of_questions_whose_passage_is_near(run):
