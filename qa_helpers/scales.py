@@ -179,7 +179,12 @@ def replay(number: Literal[1, 2], seed: int = 0, warm: bool = False, scale: Scal
 
     Where the report is silent: MiniLM, and a learning rate half as large again as the baseline's, for batches twice
     as large.
+
+    Raises:
+        RecordError: if the scale has no three sizes.
     """
+    if len(scale.sizes) < 3:
+        raise RecordError(f"the scaling experiments need three sizes; the scale '{scale.name}' has {len(scale.sizes)}")
     told, start = REPORTED[f"experiment {number}"], scale.baseline(scale.sizes[0], seed)
     few = {"first-200": EvalSet(limit=200)} if scale.data == "squad" else {}
     return start.model_copy(

@@ -8,12 +8,20 @@ from qa_helpers.data import load_qa
 from qa_helpers.experiments import load_records
 from qa_helpers.records import Experiment, RecordError
 from qa_helpers.scales import (
+    COMBINES,
     FEW,
+    IDEAS,
     LEARNING_RATES,
     METHODS,
     REPORTED,
     SCALES,
+    SCREENED,
+    SEEDS,
+    SMALL_SIZES,
+    at_size,
+    cloze,
     current_scale,
+    idea,
     language_model,
     method,
     named_experiments,
@@ -148,3 +156,54 @@ def test_a_language_model_is_asked_as_it_comes_or_fine_tuned_with_lora():
         assert plain.evaluations == tuned.evaluations == method(scale, "all").evaluations
         for one in (plain, tuned):
             assert (one.model, one.task, one.trainable) == ("smollm2", "generate", "lora")
+
+
+# ---- sizes and ideas -------------------------------------------------------------------------------------------
+def test_sizes_differ_in_their_size_only_and_are_the_replays_where_these_are():
+    whole = replay(2, seed=1)
+    assert at_size(5_000, 1) == whole
+    assert at_size(2_000, 1) == replay(1, seed=1)
+    for size in (*SMALL_SIZES, 2_000, 5_000):
+        one = at_size(size, 1)
+        assert one.train_size == size
+        assert one.sampling == "first"  # nested: each is the beginning of the next
+        assert one.model_dump(exclude={"name", "train_size"}) == whole.model_dump(exclude={"name", "train_size"})
+
+
+@pytest.mark.parametrize("which", IDEAS)
+def test_an_idea_changes_what_it_says_and_nothing_else(which):
+    for size in (1_000, 5_000):
+        base, one = at_size(size), idea(which, size)
+        changed = {name for name in type(one).model_fields if getattr(one, name) != getattr(base, name)}
+        extra = {"epochs"} if which in COMBINES else set()
+        assert changed - {"name", "evaluations"} == set(IDEAS[which]) | extra
+        assert Experiment.model_validate(one.model_dump()) == one
+        assert named_experiments()[one.name] == one
+        if size == 5_000:
+            assert one.evaluations == base.evaluations
+        else:
+            assert one.evaluations == {"random-2000": SCREENED}
+
+
+def test_ideas_that_combine_or_follow_runs_name_such_as_there_are():
+    named = named_experiments()
+    for name, experiment in named.items():
+        for parent in experiment.parents:
+            assert parent in named, name
+            assert named[parent].seed == experiment.seed or experiment.members
+    assert idea("ensemble", 5_000).ensemble_of == tuple(at_size(5_000, seed).name for seed in SEEDS)
+    assert idea("cloze-first", 1_000, 1).start_from == cloze(1).name
+
+
+def test_a_scale_of_one_size_has_no_scaling_experiments():
+    with pytest.raises(RecordError, match="need three sizes; the scale 'full' has 1"):
+        replay(1, scale=SCALES["full"])
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_the_replays_at_quick_scale_follow_its_sizes(warm):
+    quick = SCALES["quick"]
+    one = replay(1, warm=warm, scale=quick)
+    assert (one.train_size, one.epochs, one.batch_size, one.data) == (200, 5, 16, "courseqa")
+    assert one.start_from == ("quick-baseline-100-seed0" if warm else None)
+    assert set(one.evaluations) == {"all"}
