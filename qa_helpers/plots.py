@@ -66,8 +66,10 @@ def epochs(run: Run, title: str) -> Figure:
 
 
 def intervals(scores: Mapping[str, Score], title: str, x: str = "score (%)", colour: str = BLUE) -> Axes:
-    """Scores with their 95 % intervals, the first on top."""
-    ax = _axes(title, x, "", size=(7, 0.9 + 0.36 * len(scores)))
+    """Scores with their 95 % intervals, the first on top; many are drawn closer together."""
+    many = len(scores) > 25
+    ax = _axes(title, x, "", size=(7, 0.9 + (0.18 if many else 0.36) * len(scores)))
+    ax.tick_params(axis="y", labelsize="small" if many else "medium")
     for place, score in enumerate(scores.values()):
         ax.plot(
             [score.low, score.high],
