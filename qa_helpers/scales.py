@@ -195,7 +195,7 @@ def replay(number: Literal[1, 2], seed: int = 0, warm: bool = False, scale: Scal
             "start_from": start.name if warm else None,
             "epochs": told.epochs,
             "batch_size": told.batch_size,
-            "learning_rate": 1.5 * scale.learning_rate,
+            "learning_rate": round(1.5 * scale.learning_rate, 9),  # 0.00015, not 0.00015000000000000001
         }
     )
 

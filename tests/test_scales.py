@@ -207,3 +207,5 @@ def test_the_replays_at_quick_scale_follow_its_sizes(warm):
     assert (one.train_size, one.epochs, one.batch_size, one.data) == (200, 5, 16, "courseqa")
     assert one.start_from == ("quick-baseline-100-seed0" if warm else None)
     assert set(one.evaluations) == {"all"}
+    assert one.learning_rate == 3e-4
+    assert replay(1, warm=warm).learning_rate == 1.5e-4  # exactly: a run is known by its experiment
