@@ -64,7 +64,7 @@ def sampled_kl(log_p: torch.Tensor, log_ref: torch.Tensor) -> torch.Tensor:
 
     Schulman 2020, "Approximating KL Divergence"; arXiv:2402.03300, equation 4. Never negative, and its mean over
     samples from pi is KL(pi || ref); but the mean of its *gradient* is that of KL(ref || pi), because which samples
-    are drawn changes with pi, too, and no gradient goes through that.
+    are drawn changes with pi, too, and no gradient goes through that (Tang and Munos 2025, arXiv:2506.09477).
     """
     difference = log_ref.detach() - log_p
     return difference.exp() - difference - 1

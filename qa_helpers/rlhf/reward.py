@@ -240,6 +240,7 @@ def ranking_calibration(margin: np.ndarray, bins: int = 5) -> Calibration:
     return expected_calibration(sure, (np.sign(margin) + 1) / 2, bins)
 
 
+@torch.no_grad()
 def length_correlation(log_p: torch.Tensor, reward: torch.Tensor) -> float:
     """Pearson's correlation of reward and length in tokens within questions, under a policy's own answers: -1 to 1.
 
