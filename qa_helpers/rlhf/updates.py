@@ -262,7 +262,7 @@ def _update(
                 nn.utils.clip_grad_norm_(weights, CLIP_NORM)
                 optimizer.step()
             kl, earned = exact_kl(before, batch.log_ref).mean(), expectation(before, value).mean()
-            history.steps.append(Step(step, float(loss), float(kl), float(earned)))
+            history.steps.append(Step(step, float(loss.detach()), float(kl), float(earned)))
             bar.update()
         measure(settings.steps)
     return history
