@@ -1,0 +1,186 @@
+"""From people's answers to preferences: candidates that a policy proposes, how far people agree with each, pairs.
+
+Nobody ranked the answers of the course's data sets, but several people answered each question. Here a candidate counts
+as better than another where these people's answers agree with it more: rankings as people would give them who stand
+by their own answer. (CourseQA's annotators are stand-ins for people.)
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from qa_helpers.evaluation import MAX_ANSWER_TOKENS, f1
+from qa_helpers.rlhf.policy import Question, sample, to_action, to_span
+
+MARGIN = 0.2  # of agreement: a word more or less in a long answer is no preference
+MOST_PAIRS = 12  # of one question: one with many candidates that differ is not to outweigh the others
+
+
+def agreement(text: str, answers: Sequence[str]) -> float:
+    """How far people agree with a candidate, from 0 to 1: the mean over annotators of its F1 with their answer.
+
+    The mean, not the best as in the official metric: of two candidates that each equal somebody's answer, the one
+    that more people gave is to rank higher. F1 instead of equality: two wrong candidates differ, too, and a ranking
+    that knew only right and wrong would say nothing about most pairs.
+    """
+    return sum(f1(text, [answer]) for answer in answers) / len(answers)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer to be ranked."""
+
+    action: int  # see `policy`
+    text: str
+    agreement: float  # from 0 to 1
+    source: Literal["best", "sample", "random", "person"]  # the first of them that proposed it
+
+
+class Pair(NamedTuple):
+    """Two answers to one question, of which one is ranked higher."""
+
+    question: int  # its place in the list of questions
+    better: int  # the action
+    worse: int  # the action
+
+
+# ---- candidates ------------------------------------------------------------------------------------------------
+def policy_candidates(
+    questions: Sequence[Question],
+    log_p: torch.Tensor,
+    generator: torch.Generator,
+    best: int = 8,
+    samples: int = 4,
+    random: int = 2,
+) -> list[list[Candidate]]:
+    """For each question the policy's most probable spans, samples of it, and spans drawn evenly from all.
+
+    What a reward model has never seen ranked it is free to misjudge, and a policy that is optimised against it finds
+    that out: so the candidates are what the policy says, and some of what it does not say yet. A span that is
+    proposed twice counts once.
+
+    Args:
+        questions: a batch.
+        log_p: the policy's log probabilities for them, (batch, actions).
+        generator: of the CPU.
+        best, samples, random: how many of each kind; fewer best ones where a passage has fewer spans.
+    """
+    log_p = log_p.detach().cpu()
+    even = torch.where(log_p.isneginf(), log_p, 0.0).log_softmax(1)
+    found = []
+    for i, question in enumerate(questions):
+        top = log_p[i].topk(min(best, int((~log_p[i].isneginf()).sum()))).indices
+        drawn = [sample(p[i : i + 1], n, generator)[0] if n else top[:0] for p, n in ((log_p, samples), (even, random))]
+        answers = question.row["answers"]["text"]
+        candidates: dict[int, Candidate] = {}
+        for source, actions in zip(("best", "sample", "random"), (top, *drawn), strict=True):
+            for action in actions.tolist():
+                text = question.text(action)
+                candidates.setdefault(action, Candidate(action, text, agreement(text, answers), source))  # type: ignore[arg-type]
+        found.append(list(candidates.values()))
+    return found
+
+
+def human_candidates(questions: Sequence[Question]) -> list[list[Candidate]]:
+    """For each question its annotators' own answers, each with the *other* annotators' agreement.
+
+    The weak variant: a reward model trained on these has seen good answers only.
+    """
+    found = []
+    for question in questions:
+        answers = question.row["answers"]["text"]
+        candidates: dict[int, Candidate] = {}
+        for place, action in enumerate(answer_actions(question)):
+            others = answers[:place] + answers[place + 1 :]
+            if action is not None and others:
+                text = question.text(action)
+                candidates.setdefault(action, Candidate(action, text, agreement(text, others), "person"))
+        found.append(list(candidates.values()))
+    return found
+
+
+def answer_actions(question: Question) -> list[int | None]:
+    """Each annotator's answer as an action; None where it is longer than an action can be, or not in the window."""
+    first = question.window.first
+    return [
+        to_action(start - first, end - start + 1) if first <= start and end - start < MAX_ANSWER_TOKENS else None
+        for start, end in question.window.spans
+    ]
+
+
+# ---- pairs -----------------------------------------------------------------------------------------------------
+def make_pairs(
+    candidates: Sequence[Sequence[Candidate]], margin: float = MARGIN, most: int = MOST_PAIRS, seed: int = 0
+) -> list[Pair]:
+    """The pairs of each question's candidates whose agreement differs by `margin` or more; other pairs are ties.
+
+    Args:
+        candidates: a list a question, in the questions' order.
+        margin: of agreement, above 0.
+        most: pairs of one question at most, drawn at random by `seed` where there are more.
+        seed: of that draw.
+
+    Raises:
+        ValueError: if the margin is not above 0.
+    """
+    if margin <= 0:
+        raise ValueError(f"a margin of {margin} would rank answers that people agree with equally")
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for place, ranked in enumerate(candidates):
+        here = [
+            Pair(place, one.action, other.action)
+            for one in ranked
+            for other in ranked
+            if one.agreement - other.agreement >= margin - 1e-9  # 0.6 - 0.4 is 0.2, but not to a computer
+        ]
+        pairs += [here[i] for i in sorted(rng.permutation(len(here))[:most])]
+    return pairs
+
+
+def split_by_article(titles: Sequence[Hashable], share: float = 0.25, seed: int = 0) -> tuple[list[int], list[int]]:
+    """The places of the questions to train on and of those held out, which share no article.
+
+    Args:
+        titles: of each question's article.
+        share: of the articles to hold out, at least one; drawn at random by `seed`.
+        seed: of that draw.
+
+    Raises:
+        ValueError: if that leaves no article to train on.
+    """
+    articles = list(dict.fromkeys(titles))
+    count = max(1, round(share * len(articles)))
+    if count >= len(articles):
+        raise ValueError(f"of {len(articles)} article(s), {count} cannot be held out with any left to train on")
+    held = {articles[i] for i in np.random.default_rng(seed).permutation(len(articles))[:count]}
+    places = range(len(titles))
+    return [i for i in places if titles[i] not in held], [i for i in places if titles[i] in held]
+
+
+def flip(pairs: Sequence[Pair], share: float, seed: int = 0) -> list[Pair]:
+    """The pairs with a share of them turned round, drawn by `seed`: noise in the labels. With 0.5 they say nothing."""
+    turned = set(np.random.default_rng(seed).permutation(len(pairs))[: round(share * len(pairs))].tolist())
+    return [
+        Pair(q, worse, better) if i in turned else Pair(q, better, worse) for i, (q, better, worse) in enumerate(pairs)
+    ]
+
+
+def longer_by(pairs: Sequence[Pair]) -> np.ndarray:
+    """By how many tokens each pair's better answer is longer than the other: (pairs,)."""
+    return np.array([to_span(pair.better)[1] - to_span(pair.worse)[1] for pair in pairs], dtype=int)
+
+
+def balance_lengths(pairs: Sequence[Pair], seed: int = 0) -> list[Pair]:
+    """Pairs in which the shorter answer is the better one as often as the longer one is: length says nothing there.
+
+    Pairs of the commoner kind are left out at random; those of equal length stay.
+    """
+    sign = np.sign(longer_by(pairs))
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    count = min(int((sign > 0).sum()), int((sign < 0).sum()))
+    kept = [*order[sign[order] > 0][:count], *order[sign[order] < 0][:count], *order[sign[order] == 0]]
+    return [pairs[i] for i in sorted(kept)]

@@ -1,0 +1,255 @@
+"""A reward model: what people ranked, learned by a small head on the frozen reference's states, and what it learned.
+
+Bradley and Terry 1952: the probability that one answer is ranked above another is sigmoid(reward - other reward).
+As a reward model of language: Stiennon et al. 2020, "Learning to Summarize from Human Feedback", arXiv:2009.01325,
+section 3.4. A pair says nothing about two questions, so that rewards compare only within a question.
+
+What it simplifies: where theirs is a whole language model, only a head is trained here, so that the states of a
+question are computed once, training takes seconds, and one call scores every span of a passage.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import logsigmoid, pad
+
+from qa_helpers.evaluation import MAX_ANSWER_TOKENS
+from qa_helpers.machine import progress_bar
+from qa_helpers.rlhf.policy import expectation, to_span
+from qa_helpers.rlhf.preferences import Pair, longer_by
+from qa_helpers.rlhf.reference import Reference, ReferenceBatch, collate
+from qa_helpers.statistics import Calibration, expected_calibration
+
+Pairs = Sequence[Pair]
+LOG_PROB_SCALE = 10.0  # nats: brings the reference's log probabilities to about the size of the states
+
+
+# ---- the model -------------------------------------------------------------------------------------------------
+class RewardModel(nn.Module):
+    """One hidden layer on a span's first state, last state and mean state: a number for each span.
+
+    The layer is linear in each of the three, and the mean comes from running sums, so that all spans of a passage
+    cost hardly more than its tokens do.
+    """
+
+    def __init__(self, units: int, hidden: int = 64, length: bool = True, log_prob: bool = True, seed: int = 0) -> None:
+        """Weights are drawn by `seed`.
+
+        Args:
+            units: of the reference's states.
+            hidden: units of the hidden layer.
+            length: whether it sees how many tokens the answer has; without, it can only guess from the states.
+            log_prob: whether it sees the reference's log probability of the answer.
+            seed: of its weights.
+        """
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.first, self.last, self.mean = (nn.Linear(units, hidden, bias=i == 0) for i in range(3))
+            self.length = nn.Embedding(MAX_ANSWER_TOKENS, hidden) if length else None
+            self.log_prob = nn.Linear(1, hidden, bias=False) if log_prob else None
+            self.out = nn.Linear(hidden, 1, bias=False)  # a constant would cancel in every pair
+        if self.length is not None:
+            nn.init.zeros_(self.length.weight)  # a length that was never ranked is worth what the others are
+
+    def forward(self, batch: ReferenceBatch) -> torch.Tensor:
+        """The reward of every action, (batch, actions), less its mean under the reference; 0 where none is allowed.
+
+        That mean is a constant of the question: it changes no ranking, no advantage and not the optimum, but keeps
+        rewards of different questions, and of different reward models, comparable.
+        """
+        tokens = batch.states.shape[1]
+        rows = torch.arange(len(batch), device=batch.states.device)[:, None]
+        actions = torch.arange(tokens * MAX_ANSWER_TOKENS, device=batch.states.device)
+        reward = self.score(batch, rows, actions[None])
+        reward = reward - expectation(batch.log_ref, reward)[:, None]
+        return reward.masked_fill(batch.log_ref.isneginf(), 0)
+
+    def score(self, batch: ReferenceBatch, rows: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """The reward of some actions, without its mean taken off.
+
+        Args:
+            batch: of questions.
+            rows: which of them, of any shape.
+            actions: of that question each, of a shape that broadcasts with `rows`.
+        """
+        start, rest = actions // MAX_ANSWER_TOKENS, actions % MAX_ANSWER_TOKENS
+        end = (start + rest).clamp(max=batch.states.shape[1] - 1)  # past the passage: of no meaning, and masked
+        sums = pad(self.mean(batch.states).cumsum(1), (0, 0, 1, 0))
+        units = self.first(batch.states)[rows, start] + self.last(batch.states)[rows, end]
+        units = units + (sums[rows, end + 1] - sums[rows, start]) / (rest + 1)[..., None]
+        if self.length is not None:
+            units = units + self.length(rest)
+        if self.log_prob is not None:
+            known = batch.log_ref[rows, actions].clamp(min=-100) / LOG_PROB_SCALE  # finite also where not allowed
+            units = units + self.log_prob(known[..., None])
+        scores: torch.Tensor = self.out(nn.functional.gelu(units))[..., 0]
+        return scores
+
+
+# ---- training --------------------------------------------------------------------------------------------------
+def bradley_terry_loss(margin: torch.Tensor) -> torch.Tensor:
+    """Minus the log likelihood of the rankings, given reward of the better minus reward of the worse answer: (pairs,).
+
+    Stiennon et al. 2020, arXiv:2009.01325, section 3.4.
+    """
+    return -logsigmoid(margin)
+
+
+@dataclass(frozen=True)
+class RewardEpoch:
+    """How far training has come."""
+
+    epoch: int
+    train_loss: float  # mean over the epoch's pairs, each before it was learned from
+    loss: float  # of the held-out pairs
+    accuracy: float  # of the held-out pairs, from 0 to 1
+
+
+def train_reward_model(
+    model: RewardModel,
+    references: Sequence[Reference],
+    pairs: Pairs,
+    held_out: Pairs,
+    epochs: int = 20,
+    patience: int = 3,
+    questions_per_step: int = 16,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> list[RewardEpoch]:
+    """Train a reward model in place, and leave it as it was when the held-out pairs were likeliest.
+
+    A reward model that is trained on goes on to learn its pairs by heart; a policy optimised against such a one gets
+    worse. Because the stopping looks at the held-out pairs, what the model is worth must be measured on others.
+
+    Args:
+        model: on any device.
+        references: of the questions that the pairs of both kinds count.
+        pairs, held_out: of different articles, see `preferences.split_by_article`.
+        epochs: at most.
+        patience: epochs without a better held-out loss after which it stops.
+        questions_per_step: questions whose pairs make one step.
+        learning_rate: of Adam.
+        seed: of the order.
+
+    Returns:
+        What each epoch came to, the first entry before training.
+
+    Raises:
+        ValueError: if there are no pairs of one kind.
+    """
+    if not pairs or not held_out:
+        raise ValueError(f"training takes pairs and held-out pairs; got {len(pairs)} and {len(held_out)}")
+    groups = _by_question(pairs)
+    rng = np.random.default_rng(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.01)
+    history = [_epoch(model, references, held_out, 0, float("nan"))]
+    best, weights = history[0], copy.deepcopy(model.state_dict())
+    for epoch in progress_bar(range(1, epochs + 1), desc="reward model", unit="epoch"):
+        losses = []
+        order = rng.permutation(list(groups)).tolist()
+        for at in range(0, len(order), questions_per_step):
+            chosen = [pair for place in order[at : at + questions_per_step] for pair in groups[place]]
+            loss = bradley_terry_loss(_margins(model, references, chosen))
+            optimizer.zero_grad()
+            loss.mean().backward()
+            optimizer.step()
+            losses += loss.tolist()
+        history.append(_epoch(model, references, held_out, epoch, float(np.mean(losses))))
+        if history[-1].loss < best.loss:
+            best, weights = history[-1], copy.deepcopy(model.state_dict())
+        if epoch - best.epoch >= patience:
+            break
+    model.load_state_dict(weights)
+    return history
+
+
+def _by_question(pairs: Pairs) -> dict[int, list[Pair]]:
+    groups: dict[int, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.question, []).append(pair)
+    return groups
+
+
+def _epoch(
+    model: RewardModel, references: Sequence[Reference], held_out: Pairs, epoch: int, train_loss: float
+) -> RewardEpoch:
+    found = margins(model, references, held_out)
+    loss = float(bradley_terry_loss(torch.from_numpy(found)).mean())
+    return RewardEpoch(epoch, train_loss, loss, accuracy(found))
+
+
+def _margins(model: RewardModel, references: Sequence[Reference], pairs: Pairs) -> torch.Tensor:
+    """Reward of the better minus reward of the worse answer, with its gradient: (pairs,)."""
+    places = list(dict.fromkeys(pair.question for pair in pairs))
+    device = next(model.parameters()).device
+    batch = collate([references[place] for place in places], device)
+    row = {place: row for row, place in enumerate(places)}
+    table = torch.tensor([(row[pair.question], pair.better, pair.worse) for pair in pairs], device=device)
+    scores = model.score(batch, table[:, :1], table[:, 1:])
+    return scores[:, 0] - scores[:, 1]
+
+
+# ---- what it learned -------------------------------------------------------------------------------------------
+@torch.no_grad()
+def margins(model: RewardModel, references: Sequence[Reference], pairs: Pairs) -> np.ndarray:
+    """By how much a reward model prefers each pair's better answer: (pairs,), negative where it ranks them wrongly."""
+    found = np.zeros(len(pairs))
+    order = sorted(range(len(pairs)), key=lambda i: pairs[i].question)
+    for at in range(0, len(order), 256):  # pairs at once: at most so many passages in memory
+        chosen = order[at : at + 256]
+        found[chosen] = _margins(model, references, [pairs[i] for i in chosen]).cpu().numpy()
+    return found
+
+
+def log_prob_margins(references: Sequence[Reference], pairs: Pairs) -> np.ndarray:
+    """By how much the reference itself finds each pair's better answer likelier, in nats: (pairs,)."""
+
+    def score(place: int, action: int) -> float:
+        start, length = to_span(action)
+        return float(references[place].start_logits[start] + references[place].end_logits[start + length - 1])
+
+    return np.array([score(place, better) - score(place, worse) for place, better, worse in pairs])
+
+
+def accuracy(margin: np.ndarray) -> float:
+    """The share of pairs that margins rank as people do, from 0 to 1; where a margin is 0, half a pair."""
+    return float((np.sign(margin) + 1).mean() / 2)
+
+
+def compare_rankers(model: RewardModel, references: Sequence[Reference], pairs: Pairs) -> dict[str, float]:
+    """The accuracy, from 0 to 1, of the reward model and of what it must beat to have learned what people want."""
+    return {
+        "reward model": accuracy(margins(model, references, pairs)),
+        "the model's own probability": accuracy(log_prob_margins(references, pairs)),
+        "the shorter answer": accuracy(-longer_by(pairs)),
+        "chance": 0.5,
+    }
+
+
+def ranking_calibration(margin: np.ndarray, bins: int = 5) -> Calibration:
+    """Whether pairs that the reward model ranks with 80 % confidence are ranked as people do 80 % of the time.
+
+    Its confidence is sigmoid(|margin|), so from 0.5 on; the bins are equal parts of 0 to 1.
+    """
+    sure = 1 / (1 + np.exp(-np.abs(margin)))
+    return expected_calibration(sure, (np.sign(margin) + 1) / 2, bins)
+
+
+@torch.no_grad()
+def length_correlation(log_p: torch.Tensor, reward: torch.Tensor) -> float:
+    """Pearson's correlation of reward and length in tokens within questions, under a policy's own answers: -1 to 1.
+
+    NaN where reward or length do not vary.
+
+    Args:
+        log_p, reward: (batch, actions).
+    """
+    length = (torch.arange(log_p.shape[1], device=log_p.device) % MAX_ANSWER_TOKENS + 1.0).expand_as(log_p)
+    one, other = (values - expectation(log_p, values)[:, None] for values in (reward, length))
+    both, mine, its = (float(expectation(log_p, product).sum()) for product in (one * other, one**2, other**2))
+    return both / (mine * its) ** 0.5 if mine * its > 0 else float("nan")

@@ -1,0 +1,279 @@
+"""The loops that change a policy: by a reward, by pairs, or by people's answers themselves.
+
+What they simplify: the learning rate is constant; one seed decides which questions are drawn and what is sampled.
+Dropout is off throughout: with it, the policy that is changed would be another one than the policy that sampled (so
+that PPO's ratio would be noise before the first step), and the KL to the reference would not begin at 0.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from qa_helpers.machine import evaluation_mode, progress_bar
+from qa_helpers.rlhf.losses import (
+    dpo_loss,
+    group_advantage,
+    leave_one_out,
+    penalised,
+    ppo_loss,
+    reinforce_loss,
+    sampled_kl,
+)
+from qa_helpers.rlhf.outcomes import Outcome, Reward, outcome
+from qa_helpers.rlhf.policy import exact_kl, expectation, objective, policy, sample
+from qa_helpers.rlhf.preferences import Pair, answer_actions
+from qa_helpers.rlhf.reference import Reference, ReferenceBatch, collate
+
+Method = Literal["reinforce", "ppo", "grpo", "exact"]
+Penalty = Literal["reward", "exact", "sampled"]
+CLIP_NORM = 1.0  # of the gradient, as in fine-tuning
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """How to change a policy; what a method has no use for, it does not look at.
+
+    `method`: "reinforce" (leave-one-out baseline), "ppo" (the same advantage, clipped ratio), "grpo" (group
+    advantage, clipped ratio), or "exact", the objective's own gradient over all actions: the control that has no
+    sampling noise.
+
+    `penalty` is how the first three pay for KL: "reward", as part of each sample's reward (InstructGPT); "exact", as
+    the KL over all actions beside it; "sampled", as GRPO has it, see `losses.sampled_kl`. In the reward, noise
+    vanishes towards the optimum: there reward - beta * log(pi / ref) is the same for every answer.
+    """
+
+    method: Method = "ppo"
+    penalty: Penalty = "reward"
+    beta: float = 0.1  # what a nat of KL costs, in the reward's unit
+    steps: int = 40
+    questions_per_step: int = 16
+    samples: int = 8  # answers a question
+    passes: int = 2  # updates from the same samples; of PPO and GRPO, whose clipping is for this
+    clip: float = 0.2
+    learning_rate: float = 3e-5
+    evaluate_every: int = 10  # steps; before the first and after the last step it is done anyway
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step, on its own questions and before the update."""
+
+    step: int  # from 1
+    loss: float  # of the last update
+    kl: float  # to the reference, in nats, exactly
+    reward: float  # mean over the policy's answers, exactly
+
+
+@dataclass
+class History:
+    """What happened."""
+
+    steps: list[Step] = field(default_factory=list)
+    outcomes: list[tuple[int, Outcome]] = field(default_factory=list)  # (steps done, on the held-out questions)
+
+
+# ---- one policy-gradient step, of any policy whose actions are listed -------------------------------------------
+@dataclass(frozen=True)
+class Rollout:
+    """What a policy did: (batch, samples) each."""
+
+    actions: torch.Tensor
+    log_p: torch.Tensor  # of them, under the policy that sampled
+    log_ref: torch.Tensor
+    advantage: torch.Tensor
+
+
+@torch.no_grad()
+def roll_out(
+    log_p: torch.Tensor,
+    log_ref: torch.Tensor,
+    reward: torch.Tensor,
+    settings: UpdateSettings,
+    generator: torch.Generator,
+) -> Rollout:
+    """Sample answers and say how much better than its question's others each is.
+
+    Args:
+        log_p, log_ref, reward: (batch, actions).
+        settings: method, penalty, beta and samples.
+        generator: of the CPU.
+    """
+    actions = sample(log_p, settings.samples, generator)
+    here, there, value = (table.gather(1, actions) for table in (log_p, log_ref, reward))
+    if settings.penalty == "reward":
+        value = penalised(value, here, there, settings.beta)
+    advantage = group_advantage(value) if settings.method == "grpo" else leave_one_out(value)
+    return Rollout(actions, here, there, advantage)
+
+
+def policy_loss(log_p: torch.Tensor, log_ref: torch.Tensor, rollout: Rollout, settings: UpdateSettings) -> torch.Tensor:
+    """The loss of a sampled method: a scalar.
+
+    Args:
+        log_p: of the policy as it is now, (batch, actions).
+        log_ref: (batch, actions).
+        rollout: what an earlier policy did.
+        settings: method, penalty, beta and clip.
+    """
+    here = log_p.gather(1, rollout.actions)
+    if settings.method == "reinforce":
+        loss = reinforce_loss(here, rollout.advantage)
+    else:
+        loss = ppo_loss(here, rollout.log_p, rollout.advantage, settings.clip)
+    if settings.penalty == "exact":
+        return loss.mean() + settings.beta * exact_kl(log_p, log_ref).mean()
+    if settings.penalty == "sampled":
+        return loss.mean() + settings.beta * sampled_kl(here, rollout.log_ref).mean()
+    return loss.mean()
+
+
+# ---- the loops --------------------------------------------------------------------------------------------------
+# Of a step: the questions' places, their batch, the policy's log probabilities and the rewards before the update, to
+# the loss of the log probabilities as they are now.
+_Losses = Callable[[list[int], ReferenceBatch, torch.Tensor, torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
+
+
+def update_policy(
+    model: nn.Module,
+    tokenizer: Any,
+    references: Sequence[Reference],
+    reward: Reward,
+    settings: UpdateSettings,
+    held_out: Sequence[Reference] = (),
+) -> History:
+    """Change a span model in place so that its answers earn more reward.
+
+    Args:
+        model: on any device.
+        tokenizer: its tokenizer.
+        references: of the questions to learn on: what `reward.ask_reference` found when it asked the model as it was
+            fine-tuned, which is what KL is measured against.
+        reward: of every action of a batch, such as a `reward.RewardModel`, on the model's device.
+        settings: how.
+        held_out: of the questions to measure it on, every few steps; none if empty.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+
+    def losses(places: list[int], batch: ReferenceBatch, log_p: torch.Tensor, value: torch.Tensor) -> Any:
+        if settings.method == "exact":
+            return lambda now: -objective(now, batch.log_ref, value, settings.beta).mean()
+        rollout = roll_out(log_p, batch.log_ref, value, settings, generator)
+        return lambda now: policy_loss(now, batch.log_ref, rollout, settings)
+
+    passes = settings.passes if settings.method in ("ppo", "grpo") else 1
+    everything = range(len(references))
+    return _update(model, tokenizer, references, everything, losses, settings, reward, held_out, passes)
+
+
+def train_dpo(
+    model: nn.Module,
+    tokenizer: Any,
+    references: Sequence[Reference],
+    pairs: Sequence[Pair],
+    settings: UpdateSettings,
+    reward: Reward,
+    held_out: Sequence[Reference] = (),
+) -> History:
+    """Change a span model in place so that it prefers what people prefer, without a reward model or sampling (DPO).
+
+    Args:
+        model, tokenizer, references, held_out: as `update_policy` takes them.
+        pairs: of these questions; a step takes all pairs of its questions.
+        settings: what it says of methods and samples has no use here.
+        reward: what the policy is measured with, not what it is trained on.
+    """
+    ranked: dict[int, list[Pair]] = {}
+    for pair in pairs:
+        ranked.setdefault(pair.question, []).append(pair)
+
+    def losses(places: list[int], batch: ReferenceBatch, *_: torch.Tensor) -> Any:
+        here = [(row, one.better, one.worse) for row, place in enumerate(places) for one in ranked[place]]
+        rows, better, worse = torch.tensor(here, device=batch.states.device).unbind(1)
+        ref_better, ref_worse = (batch.log_ref[rows, one] for one in (better, worse))
+        return lambda now: dpo_loss(now[rows, better], now[rows, worse], ref_better, ref_worse, settings.beta).mean()
+
+    return _update(model, tokenizer, references, list(ranked), losses, settings, reward, held_out)
+
+
+def train_supervised(
+    model: nn.Module,
+    tokenizer: Any,
+    references: Sequence[Reference],
+    settings: UpdateSettings,
+    reward: Reward,
+    held_out: Sequence[Reference] = (),
+) -> History:
+    """Change a span model in place by the likelihood of people's answers: what the same data give as ordinary labels.
+
+    Every annotator's answer counts; a question none of whose answers is an action is left out. Arguments as
+    `train_dpo` takes them, without pairs.
+    """
+    given = [[action for action in answer_actions(one.question) if action is not None] for one in references]
+
+    def losses(places: list[int], batch: ReferenceBatch, *_: torch.Tensor) -> Any:
+        return lambda now: -torch.stack([now[row, given[place]].mean() for row, place in enumerate(places)]).mean()
+
+    labelled = [place for place, actions in enumerate(given) if actions]
+    return _update(model, tokenizer, references, labelled, losses, settings, reward, held_out)
+
+
+def _update(
+    model: nn.Module,
+    tokenizer: Any,
+    references: Sequence[Reference],
+    places: Sequence[int],  # of the questions to draw from
+    losses: _Losses,
+    settings: UpdateSettings,
+    reward: Reward,
+    held_out: Sequence[Reference],
+    passes: int = 1,
+) -> History:
+    """The loop that all have in common."""
+    device = next(model.parameters()).device
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, settings.learning_rate, weight_decay=0)
+    draws = _draws(places, settings)
+    history = History()
+
+    def measure(step: int) -> None:
+        if held_out:
+            found = outcome(lambda batch: policy(model, tokenizer, batch.questions), held_out, reward, device)
+            history.outcomes.append((step, found))
+
+    with evaluation_mode(model), progress_bar(total=settings.steps, desc="policy update", unit="step") as bar:
+        for step in range(1, settings.steps + 1):
+            if (step - 1) % settings.evaluate_every == 0:
+                measure(step - 1)
+            chosen = next(draws)
+            batch = collate([references[place] for place in chosen], device)
+            now = policy(model, tokenizer, batch.questions)
+            with torch.no_grad():
+                value, before = reward(batch), now.detach()
+            loss_of = losses(chosen, batch, before, value)
+            for again in range(passes):
+                loss = loss_of(policy(model, tokenizer, batch.questions) if again else now)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(weights, CLIP_NORM)
+                optimizer.step()
+            kl, earned = exact_kl(before, batch.log_ref).mean(), expectation(before, value).mean()
+            history.steps.append(Step(step, float(loss.detach()), float(kl), float(earned)))
+            bar.update()
+        measure(settings.steps)
+    return history
+
+
+def _draws(places: Sequence[int], settings: UpdateSettings) -> Iterator[list[int]]:
+    """The questions of each step: all in random order, then all again in another; no question twice in a step."""
+    rng = np.random.default_rng(settings.seed)
+    count = min(settings.questions_per_step, len(places))
+    if not count:
+        raise ValueError("there is no question to learn on")
+    while True:
+        order = rng.permutation(np.asarray(places)).tolist()
+        yield from (order[at : at + count] for at in range(0, len(order) - count + 1, count))

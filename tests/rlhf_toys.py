@@ -1,0 +1,50 @@
+"""What the tests of RLHF share: random policies, and questions whose reference is made up instead of asked."""
+
+import numpy as np
+import torch
+
+from qa_helpers.evaluation import MAX_ANSWER_TOKENS
+from qa_helpers.features import Window
+from qa_helpers.rlhf.policy import Question
+from qa_helpers.rlhf.reference import Reference
+
+
+def normal(*shape, seed, scale=1.0, dtype=torch.float64):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def random_policy(batch, actions, seed, forbidden=0, scale=1.0):
+    """Log probabilities (batch, actions) in float64, the last `forbidden` actions of each row never taken."""
+    scores = normal(batch, actions, seed=seed, scale=scale)
+    scores[:, actions - forbidden :] = -torch.inf
+    return scores.log_softmax(1)
+
+
+def made_up_question(name, tokens, title="An article"):
+    """A passage of so many one-letter words; the answer of all three annotators is the second word."""
+    context = " ".join(chr(97 + i % 26) for i in range(tokens))
+    offsets = np.array([(2 * i, 2 * i + 1) for i in range(tokens)])
+    answers = {"text": [context[2]] * 3, "answer_start": [2] * 3}
+    row = {"id": name, "title": title, "context": context, "question": "Which?", "answers": answers}
+    return Question(row, Window(0, {"input_ids": [0] * (tokens + 3)}, 2, offsets, [(3, 3)] * 3))
+
+
+def made_up_references(count, units=8, seed=0):
+    """References of passages of 5 to 12 tokens, two questions an article."""
+    generator = np.random.default_rng(seed)
+    references = []
+    for i in range(count):
+        tokens = int(generator.integers(5, 13))
+        states, logits = (torch.from_numpy(generator.normal(size=(tokens, n))).float() for n in (units, 2))
+        question = made_up_question(f"q{i}", tokens, f"article {i // 2}")
+        references.append(Reference(question, states.half(), logits[:, 0].clone(), logits[:, 1].clone()))
+    return references
+
+
+def spans_of(tokens):
+    """All actions of a passage of so many tokens."""
+    return [
+        start * MAX_ANSWER_TOKENS + length - 1
+        for start in range(tokens)
+        for length in range(1, min(MAX_ANSWER_TOKENS, tokens - start) + 1)
+    ]
