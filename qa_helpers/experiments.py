@@ -90,7 +90,7 @@ def run_experiment(experiment: Experiment, folder: Path | str | None = None, aga
     """
     home = Path(folder or runs_folder()) / experiment.name
     if again or not (home / "run.json").exists():
-        with _locked(home):
+        with locked(home):
             if again:
                 _clear(home)
             _claim(home, experiment)
@@ -104,7 +104,7 @@ def run_experiment(experiment: Experiment, folder: Path | str | None = None, aga
 
 
 @contextlib.contextmanager
-def _locked(home: Path) -> Iterator[None]:
+def locked(home: Path) -> Iterator[None]:
     """Keep other processes from running in this folder; the system ends the lock with the process, however it ends.
 
     The lock lies beside the folder, which `again` removes, and stays when it is released: whoever removed it could

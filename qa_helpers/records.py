@@ -31,12 +31,14 @@ class RecordError(CourseError):
     """An experiment or a record that is not of the form it should have, or contradicts what is on disk."""
 
 
-class _Model(BaseModel):
+class StrictModel(BaseModel):
+    """What a JSON file is held to: nothing more and nothing less than its fields, of exactly their types."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # ---- what is to be done ----------------------------------------------------------------------------------------
-class EvalSet(_Model):
+class EvalSet(StrictModel):
     """Which validation questions: all, the first `limit`, or `limit` drawn at random by `seed`."""
 
     limit: Positive | None = None
@@ -55,7 +57,7 @@ class EvalSet(_Model):
         return list(range(limit)) if self.sampling == "first" else sample_indices(size, limit, self.seed)
 
 
-class Experiment(_Model):
+class Experiment(StrictModel):
     """Everything that decides a run's result, versions and machine apart."""
 
     name: Name
@@ -139,7 +141,7 @@ class Experiment(_Model):
 
 
 # ---- what came of it -------------------------------------------------------------------------------------------
-class Score(_Model):
+class Score(StrictModel):
     """A mean over questions with its 95 % bootstrap interval, in percent."""
 
     value: Percent
@@ -162,7 +164,7 @@ class Score(_Model):
         return str(Interval(self.value, self.low, self.high))
 
 
-class Scores(_Model):
+class Scores(StrictModel):
     """The metrics of `qa_helpers.evaluation` on one evaluation set."""
 
     questions: Positive
@@ -172,7 +174,7 @@ class Scores(_Model):
     contained: Score
 
 
-class ProbeScores(_Model):
+class ProbeScores(StrictModel):
     """Loss, EM, F1 and mean confidence on the few questions that are scored after every epoch."""
 
     loss: float
@@ -181,7 +183,7 @@ class ProbeScores(_Model):
     confidence: Percent | None = None  # None in records of before it was kept
 
 
-class Epoch(_Model):
+class Epoch(StrictModel):
     """Scores after one epoch, on training and on validation questions."""
 
     epoch: Positive
@@ -189,7 +191,7 @@ class Epoch(_Model):
     eval: ProbeScores
 
 
-class Questions(_Model):
+class Questions(StrictModel):
     """Per-question results, a list a column, in the validation set's order."""
 
     id: list[str]
@@ -209,7 +211,7 @@ class Questions(_Model):
         return self
 
 
-class Retrieval(_Model):
+class Retrieval(StrictModel):
     """The place of each question's own passage among all passages of the validation set, see `retrieval.ranks`."""
 
     passages: Positive
@@ -227,21 +229,21 @@ class Retrieval(_Model):
         return Score.of(bootstrap_mean([100.0 * (rank <= most) for rank in getattr(self, when)]))
 
 
-class Fingerprints(_Model):
+class Fingerprints(StrictModel):
     """Of the questions trained on and of those evaluated on, see `data.fingerprint`."""
 
     train: str
     eval: str
 
 
-class Ancestor(_Model):
+class Ancestor(StrictModel):
     """A run that another one rests on, and the data that it was run on."""
 
     experiment: Experiment
     fingerprints: Fingerprints
 
 
-class Timing(_Model):
+class Timing(StrictModel):
     """Seconds of training (with the scoring after every epoch) and of the final evaluation, and speeds.
 
     Of a run that was killed and resumed, training counts from the last start only, and its speed means nothing.
@@ -254,7 +256,7 @@ class Timing(_Model):
     peak_memory_mib: Annotated[float, Field(ge=0)]
 
 
-class Machine(_Model):
+class Machine(StrictModel):
     """What ran it, see `machine.describe_machine`."""
 
     device: Line
@@ -266,7 +268,7 @@ class Machine(_Model):
     versions: dict[Line, Line]
 
 
-class Run(_Model):
+class Run(StrictModel):
     """An experiment and what came of it; as JSON, a record."""
 
     schema_version: Literal[1] = 1  # a later schema that reads differently gets the next number

@@ -194,7 +194,7 @@ def test_training_that_diverged_says_so(tokenizer, course):
 
 # ---- one process at a time --------------------------------------------------------------------------------------
 def hold_lock(home, held):
-    with experiments._locked(home):
+    with experiments.locked(home):
         held.set()
         time.sleep(600)
 

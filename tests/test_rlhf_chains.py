@@ -1,0 +1,148 @@
+"""A chain of RLHF: run, read back, resumed, recorded; what its parts are made of."""
+
+import json
+
+import numpy as np
+import pytest
+
+from qa_helpers.data import DataError, load_qa
+from qa_helpers.records import RecordError
+from qa_helpers.rlhf import chains
+from qa_helpers.rlhf.chains import run_chain
+from qa_helpers.rlhf.records import Chain, PolicyPlan, RewardPlan, load_chains, read_chain, write_chain
+
+REWARDS = (RewardPlan(name="own", epochs=2), RewardPlan(name="shuffled", flipped=0.5, epochs=1, stop_early=False))
+POLICIES = (
+    PolicyPlan(name="ppo", steps=2),
+    PolicyPlan(name="still", steps=2, beta=1e6, penalty="exact", method="exact", learning_rate=1e-7),
+    PolicyPlan(name="dpo", method="dpo", steps=1),
+    PolicyPlan(name="supervised", method="supervised", steps=1),
+)
+CHAIN = Chain(
+    name="chain", data="courseqa", reference="finished", learn=40, held_out=24, rewards=REWARDS, policies=POLICIES
+)
+
+
+@pytest.fixture(scope="module")
+def done(finished):
+    folder, _ = finished
+    return folder, run_chain(CHAIN, folder)
+
+
+def test_a_chain_records_each_reward_model_and_policy(done):
+    _, run = done
+    assert set(run.rewards) == {"own", "shuffled"}
+    assert list(run.policies) == ["ppo", "still", "dpo", "supervised"]
+    assert run.questions == {"learn": 40, "stop": 10, "held out": 24, "left out": 0}
+    assert [step for step, *_ in run.policies["ppo"].steps] == [1, 2]
+    assert [step for step, _ in run.policies["ppo"].progress] == [0, 2]
+    assert list(run.ancestors) == ["finished"]
+    assert set(run.optima) == {"1", "0.3", "0.1", "0.03"}
+
+
+def test_the_parts_share_no_article_with_each_other_or_the_references_training(done):
+    _, run = done
+    trained = set(load_qa("courseqa", "train", 16)["title"])
+    unseen = {row["title"] for row in chains._unseen(CHAIN, run.ancestors)}
+    assert trained
+    assert not unseen & (trained | set(run.titles))
+    assert set(run.titles) <= set(load_qa("courseqa", "validation")["title"])
+
+
+def test_the_reference_is_where_all_begin_and_the_optimum_is_never_beaten(done):
+    _, run = done
+    assert run.reference.array("kl") == pytest.approx(0, abs=1e-3)
+    assert run.reference.array("reward") == pytest.approx(0, abs=1e-3)
+    for result in run.policies.values():
+        assert result.progress[0][1]["kl"] == pytest.approx(0, abs=1e-3)
+    for beta, best in run.optima.items():
+        for other in (run.reference, *(result.final for result in run.policies.values()), *run.best_of.values()):
+            objective = [one.array("reward") - float(beta) * one.array("kl") for one in (best, other)]
+            assert np.all(objective[0] >= objective[1] - 1e-3)
+
+
+def test_the_reward_of_the_policys_own_model_is_the_common_one_where_it_is_the_same(done):
+    _, run = done
+    assert run.policies["ppo"].own_reward == run.policies["ppo"].final.reward
+
+
+def test_more_samples_to_choose_from_earn_more(done):
+    _, run = done
+    rewards = [run.best_of[n].array("reward").mean() for n in ("4", "16", "64")]
+    assert 0 < rewards[0] < rewards[1] < rewards[2]
+
+
+def test_with_a_very_large_beta_the_policy_does_not_move(done):
+    _, run = done
+    assert run.policies["still"].final.array("kl").max() < 1e-3
+    assert run.policies["ppo"].final.array("kl").max() > 1e-3  # the control that can fail
+
+
+def test_a_finished_chain_is_read_back_and_a_half_done_one_goes_on(done, monkeypatch):
+    folder, run = done
+    assert run_chain(CHAIN, folder) == run
+    (folder / "chain" / "run.json").unlink()
+    (folder / "chain" / "policies" / "dpo.json").unlink()
+    updated = []
+    update = chains._update
+    monkeypatch.setattr(chains, "_update", lambda plan, *rest: updated.append(plan.name) or update(plan, *rest))
+    again = run_chain(CHAIN, folder)
+    assert updated == ["dpo"]
+    same = {"policies": {name: one.model_copy(update={"seconds": 0.0}) for name, one in run.policies.items()}}
+    now = {"policies": {name: one.model_copy(update={"seconds": 0.0}) for name, one in again.policies.items()}}
+    assert again.model_copy(update=now) == run.model_copy(update=same)
+
+
+def test_another_chain_of_the_name_is_refused(done):
+    folder, _ = done
+    with pytest.raises(RecordError, match="holds another chain of the name 'chain'; give this one another name"):
+        run_chain(CHAIN.model_copy(update={"seed": 1}), folder)
+
+
+def test_a_chain_without_its_reference_says_so(tmp_path):
+    with pytest.raises(RecordError, match="run the experiment 'finished' first"):
+        run_chain(CHAIN, tmp_path)
+
+
+def test_a_reference_that_has_seen_every_article_leaves_none_to_ask(done):
+    _, run = done
+    everything = run.ancestors["finished"].experiment.model_copy(update={"train_size": None})
+    ancestor = run.ancestors["finished"].model_copy(update={"experiment": everything})
+    with pytest.raises(DataError, match="was trained on all articles but one of courseqa, or all; none to ask"):
+        chains._unseen(CHAIN, {"finished": ancestor})
+
+
+def test_writing_and_reading_change_nothing(done, tmp_path):
+    _, run = done
+    write_chain(run, tmp_path / "chain.json")
+    assert read_chain(tmp_path / "chain.json") == run
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda raw: raw["reference"]["kl"].pop(), "do not fit the 24 held-out questions"),
+        (lambda raw: raw["policies"]["ppo"]["final"]["f1"].append(0.5), "do not fit the 24 held-out questions"),
+        (lambda raw: raw["titles"].pop(), "do not fit the 24 held-out questions"),
+        (lambda raw: raw["rewards"].pop("own"), "the rewards are not those of the chain"),
+        (lambda raw: raw["policies"].pop("ppo"), "the policies are not those of the chain"),
+        (lambda raw: raw["chain"].update(seed=-1), "chain.seed: "),
+        (lambda raw: raw["chain"]["policies"][0].update(reward="none"), "there is no reward model 'none'"),
+        (lambda raw: raw["chain"]["policies"][1].update(name="ppo"), "two policies, have one name"),
+        (lambda raw: raw.update(schema_version=2), "schema_version: "),
+        (lambda raw: raw.update(more=1), "more: Extra inputs"),
+    ],
+)
+def test_a_broken_record_gives_one_sentence(done, tmp_path, change, words):
+    raw = json.loads(done[1].model_dump_json())
+    change(raw)
+    (tmp_path / "chain.json").write_text(json.dumps(raw))
+    with pytest.raises(RecordError, match=r"chain\.json: ") as caught:
+        read_chain(tmp_path / "chain.json")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_courses_chains_are_read():
+    for name, run in load_chains().items():
+        assert run.chain.name == name
