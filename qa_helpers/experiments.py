@@ -168,6 +168,7 @@ def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
     passages = list(dict.fromkeys(load_qa(experiment.data, "validation")["context"])) if experiment.retrieval else []
     before = retrieval_ranks(model, tokenizer, eval_rows, passages) if passages else []
     history, train_seconds = History(), 0.0
+    resumed = bool(complete_checkpoints(home / "checkpoints"))
     if experiment.epochs:
         history, train_seconds = _train(experiment, model, tokenizer, train_rows, eval_rows, home)
     elif experiment.average_of:  # a model like any other, to be loaded or started from
@@ -197,6 +198,7 @@ def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
             "questions": _columns(results),
             "retrieval": Retrieval(passages=len(passages), before=before, after=after) if passages else None,
             "timing": Timing(
+                resumed=resumed,
                 train_seconds=round(train_seconds, 1),
                 eval_seconds=round(eval_seconds, 1),
                 train_questions_per_second=_per_second(len(train_rows) * experiment.epochs, train_seconds),

@@ -249,6 +249,8 @@ class Timing(StrictModel):
     Of a run that was killed and resumed, training counts from the last start only, and its speed means nothing.
     """
 
+    resumed: bool = False
+
     train_seconds: Annotated[float, Field(ge=0)]
     eval_seconds: Annotated[float, Field(ge=0)]
     train_questions_per_second: Annotated[float, Field(ge=0)]
@@ -418,6 +420,8 @@ def format_report(runs: Iterable[Run]) -> str:
 
 
 def _speed_in_words(timing: Timing) -> str:
+    if timing.resumed:
+        return "resumed, not timed"
     speed = timing.train_questions_per_second
     return f"{timing.train_seconds:.0f} s, {speed:.{0 if speed >= 1 else 1}f} questions/s"
 

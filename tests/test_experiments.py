@@ -343,8 +343,10 @@ def test_a_run_with_lora_that_was_interrupted_ends_with_the_same_numbers(lora, t
     assert not (tmp_path / "lora" / "model").exists()
     probed = []
     monkeypatch.setattr(experiments, "_probe_scores", lambda *args: probed.append(1) or probe_scores(*args))
-    assert results(run_experiment(run.experiment, tmp_path)) == results(run)
+    resumed = run_experiment(run.experiment, tmp_path)
+    assert results(resumed) == results(run)
     assert len(probed) == 2  # training and validation questions of the second epoch alone
+    assert (resumed.timing.resumed, run.timing.resumed) == (True, False)  # so that nobody takes its seconds for all
 
 
 def test_a_run_starts_from_a_run_with_lora_and_its_model_holds_the_weights_of_both(lora, tmp_path):

@@ -563,6 +563,12 @@ def test_the_report_says_how_fast_was_trained_if_at_all(run, speed, epochs, word
     assert line.split(" | ")[-2] == words
 
 
+def test_the_report_does_not_time_a_run_that_was_resumed(run):
+    timing = run.timing.model_copy(update={"resumed": True})
+    assert "| resumed, not timed |" in format_report([run.model_copy(update={"timing": timing})])
+    assert "resumed" not in format_report([run])
+
+
 def test_the_report_is_put_between_the_marks_and_only_there(tmp_path):
     path = tmp_path / "page.md"
     path.write_text("above\n<!-- report -->\nold\n<!-- /report -->\nbelow\n")
