@@ -1,4 +1,4 @@
-"""The command line: python -m qa_helpers check | run | sweep | rerun | report | notebooks, each with --help.
+"""The command line: python -m qa_helpers check | run | sweep | rerun | chain | report | notebooks, each with --help.
 
 Exit codes: 0 done and as expected; 1 done, but something is missing, off or failed; 2 bad input, said in one
 sentence; 130 stopped by Ctrl-C.
@@ -56,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     two = add("rerun", rerun, "Run recorded experiments again and compare every score with the recorded one.")
     two.add_argument("records", nargs="+", metavar="RECORD", type=Path)
     two.add_argument("--folder", type=Path, help="where to write (default: rerun/ in the runs folder)")
+    chain_ = add("chain", chain, "Run a chain of RLHF: reward models, policies, record. What is done is read back.")
+    chain_.add_argument("chain", help="a chain that has a name, such as class-rlhf-seed0, or a JSON file")
+    chain_.add_argument("--folder", type=Path, help="runs folder, which holds the reference's run, too")
+    chain_.add_argument("--record", type=Path, help="also write the record to this file")
     three = add("report", report, "Print recorded runs as a Markdown table.")
     three.add_argument("records", nargs="+", metavar="RECORD", type=Path)
     three.add_argument("--picture", type=Path, help="also draw EM with intervals, a PNG file")
@@ -128,6 +132,27 @@ def rerun(options: argparse.Namespace) -> int:
             print(f"  {one.figure:34} {one.recorded:8.2f} {one.now:7.2f}  {one.verdict}")
             worst = max(worst, int(one.verdict == "off"))
     return worst
+
+
+def chain(options: argparse.Namespace) -> int:
+    """Run one chain of RLHF and print what its reward models and policies are worth."""
+    from qa_helpers.records import RecordError
+    from qa_helpers.rlhf.chains import run_chain
+    from qa_helpers.rlhf.plans import named_chains
+    from qa_helpers.rlhf.records import format_chain, read_plan, write_chain
+
+    named = named_chains()
+    if options.chain in named:
+        plan = named[options.chain]
+    elif Path(options.chain).suffix == ".json":
+        plan = read_plan(options.chain)
+    else:
+        raise RecordError(f"there is no chain '{options.chain}'; those that have names: {', '.join(named)}")
+    result = run_chain(plan, options.folder)
+    if options.record:
+        write_chain(result, options.record)
+    print(format_chain(result))
+    return 0
 
 
 def report(options: argparse.Namespace) -> int:

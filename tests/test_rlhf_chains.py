@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from qa_helpers.__main__ import main
 from qa_helpers.data import DataError, load_qa
 from qa_helpers.records import RecordError
 from qa_helpers.rlhf import chains
 from qa_helpers.rlhf.chains import run_chain
-from qa_helpers.rlhf.records import Chain, PolicyPlan, RewardPlan, load_chains, read_chain, write_chain
+from qa_helpers.rlhf.plans import named_chains
+from qa_helpers.rlhf.records import Chain, PolicyPlan, RewardPlan, format_chain, load_chains, read_chain, write_chain
+from qa_helpers.scales import named_experiments
 
 REWARDS = (RewardPlan(name="own", epochs=2), RewardPlan(name="shuffled", flipped=0.5, epochs=1, stop_early=False))
 POLICIES = (
@@ -141,6 +144,31 @@ def test_a_broken_record_gives_one_sentence(done, tmp_path, change, words):
         read_chain(tmp_path / "chain.json")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_chain_is_printed_as_two_tables(done):
+    text = format_chain(done[1])
+    assert "| shuffled | " in text
+    for name in ("reference", "ppo", "supervised", "optimum, beta 0.1", "best of 16"):
+        assert text.count(f"\n| {name} | ") == 1
+
+
+def test_the_command_line_runs_a_chain_from_a_file_and_writes_its_record(done, tmp_path, capsys):
+    folder, run = done
+    (tmp_path / "mine.json").write_text(CHAIN.model_dump_json())
+    record = tmp_path / "record.json"
+    assert main(["chain", str(tmp_path / "mine.json"), "--folder", str(folder), "--record", str(record)]) == 0
+    assert "| ppo | " in capsys.readouterr().out
+    assert read_chain(record).chain == run.chain
+    assert main(["chain", "no-such-chain"]) == 2
+    assert "there is no chain 'no-such-chain'; those that have names: class-rlhf-seed0" in capsys.readouterr().err
+
+
+def test_the_named_chains_can_be_described_and_start_from_named_experiments():
+    for name, chain in named_chains().items():
+        assert chain.name == name
+        assert Chain.model_validate(chain.model_dump()) == chain
+        assert chain.reference in named_experiments()
 
 
 def test_the_courses_chains_are_read():

@@ -34,6 +34,7 @@ from qa_helpers.rlhf.preferences import (
     split_by_article,
 )
 from qa_helpers.rlhf.records import (
+    RANKERS,
     Chain,
     ChainRun,
     Columns,
@@ -236,15 +237,14 @@ def _rankers(model: RewardModel, asked: _Asked, rankings: str) -> dict[str, Scor
     pairs = asked.pairs[rankings, "held out"]
     if len({pair.question for pair in pairs}) < 2:
         return {}
-    found = {
-        "reward model": margins(model, asked.held_out, pairs),
-        "own probability": log_prob_margins(asked.held_out, pairs),
-        "shorter answer": -longer_by(pairs).astype(float),
-    }
+    found = (
+        margins(model, asked.held_out, pairs),
+        -longer_by(pairs).astype(float),
+        log_prob_margins(asked.held_out, pairs),
+    )
     questions = [pair.question for pair in pairs]
-    return {
-        name: Score.of(bootstrap_mean(50 * (np.sign(margin) + 1), clusters=questions)) for name, margin in found.items()
-    }
+    right = [bootstrap_mean(50 * (np.sign(margin) + 1), clusters=questions) for margin in found]
+    return {name: Score.of(interval) for name, interval in zip(RANKERS, right, strict=True)}
 
 
 def _policy(

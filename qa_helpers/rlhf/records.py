@@ -81,6 +81,10 @@ class Chain(StrictModel):
         return self
 
 
+# What a reward model must beat to have learned what people want stands beside it.
+RANKERS = ("reward model", "shorter answer", "own probability")
+
+
 # ---- what came of it -------------------------------------------------------------------------------------------
 class Columns(StrictModel):
     """A policy on the held-out questions, a value each: see `outcomes.Outcome`."""
@@ -160,6 +164,16 @@ def read_chain(path: Path | str) -> ChainRun:
     return run
 
 
+def read_plan(path: Path | str) -> Chain:
+    """Read a chain's description from a JSON file.
+
+    Raises:
+        RecordError: naming the file and, where it does not fit the schema, the field.
+    """
+    chain: Chain = parse(Chain, read_json(path, RecordError), str(path))
+    return chain
+
+
 def write_chain(run: ChainRun, path: Path | str) -> None:
     """Write a chain's record, whole or not at all."""
     write_atomically(path, run.model_dump_json(indent=None) + "\n")
@@ -169,3 +183,21 @@ def load_chains(pattern: str = "*") -> dict[str, ChainRun]:
     """The course's recorded chains whose names match a glob pattern, by name."""
     paths = sorted((project_folder() / "records" / "rlhf").glob(f"{pattern}.json"))
     return {path.stem: read_chain(path) for path in paths}
+
+
+def format_chain(run: ChainRun) -> str:
+    """Two Markdown tables: what the reward models rank rightly, and what became of the policies."""
+    lines = ["| reward model | ranks rightly, % | the shorter answer does | the reference's probability does |"]
+    lines += ["| --- | --- | --- | --- |"]
+    for name, reward in run.rewards.items():
+        rankers = [str(reward.accuracy.get(ranker, "–")) for ranker in RANKERS]
+        lines.append(f"| {name} | {' | '.join(rankers)} |")
+    lines += ["", "| policy | reward | KL (nats) | EM | F1 | tokens |", "| --- | --- | --- | --- | --- | --- |"]
+    rows = {"reference": run.reference} | {name: result.final for name, result in run.policies.items()}
+    rows |= {f"optimum, beta {beta}": columns for beta, columns in run.optima.items()}
+    rows |= {f"best of {n}": columns for n, columns in run.best_of.items()}
+    for name, columns in rows.items():
+        means = {column: columns.array(column).mean() for column in Columns.model_fields}
+        scores = f"{100 * means['exact_match']:.1f} | {100 * means['f1']:.1f} | {means['tokens']:.1f}"
+        lines.append(f"| {name} | {means['reward']:.3f} | {means['kl']:.3f} | {scores} |")
+    return "\n".join(lines)

@@ -1,0 +1,45 @@
+"""The course's chains of RLHF: the reward models and policies that notebook 04 compares, at each scale."""
+
+from qa_helpers.rlhf.records import Chain, PolicyPlan, RewardPlan
+from qa_helpers.scales import SCALES, SEEDS, Scale
+
+REWARDS = (
+    RewardPlan(name="own"),
+    RewardPlan(name="length-blind", length=False, balanced=True),
+    RewardPlan(name="people", rankings="people"),  # has seen good answers only
+    RewardPlan(name="over-trained", questions=1_000, epochs=10, stop_early=False),
+    RewardPlan(name="poisoned", flipped=0.2),
+    RewardPlan(name="shuffled", flipped=0.5),  # the control: rankings that say nothing
+)
+POLICIES = (
+    PolicyPlan(name="ppo"),
+    PolicyPlan(name="ppo-beta-0.3", beta=0.3),
+    PolicyPlan(name="ppo-beta-1", beta=1.0),
+    PolicyPlan(name="grpo", method="grpo"),
+    PolicyPlan(name="grpo-as-published", method="grpo", penalty="sampled"),
+    PolicyPlan(name="reinforce", method="reinforce"),
+    PolicyPlan(name="exact", method="exact", penalty="exact"),
+    PolicyPlan(name="dpo", method="dpo"),
+    PolicyPlan(name="supervised", method="supervised"),
+    PolicyPlan(name="ppo-length-blind", reward="length-blind"),
+    PolicyPlan(name="ppo-people", reward="people"),
+    PolicyPlan(name="ppo-over-trained", reward="over-trained"),
+    PolicyPlan(name="ppo-shuffled", reward="shuffled"),
+)
+
+
+def class_chain(seed: int = 0, scale: Scale = SCALES["class"]) -> Chain:
+    """Everything that notebook 04 compares, on SQuAD, from the class baseline of that seed."""
+    return Chain(
+        name=f"{scale.name}-rlhf-seed{seed}",
+        data="squad",
+        reference=scale.baseline(seed=seed).name,
+        rewards=REWARDS,
+        policies=POLICIES,
+        seed=seed,
+    )
+
+
+def named_chains() -> dict[str, Chain]:
+    """The chains that have a name of their own, by name."""
+    return {chain.name: chain for chain in map(class_chain, SEEDS)}
