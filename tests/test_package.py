@@ -36,6 +36,7 @@ ORDER = [
     "lineage",
     "experiments",
     "sweep",
+    "rankings",
     "rlhf",
     "plots",
     "checks",
