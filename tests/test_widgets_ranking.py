@@ -169,6 +169,7 @@ def test_answers_that_are_not_in_the_passage_are_said_to_be_elsewhere(path: Path
     assert "dogs (not in the passage word for word)" in shown
 
 
+@settings(max_examples=40)
 @given(
     texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=4, max_size=4), seed=st.integers(0, 9)
 )

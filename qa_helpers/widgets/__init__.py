@@ -8,6 +8,6 @@ Each widget shows what plain functions have worked out, can be used with the key
 | `look` | what all share: styles for light and dark pages, marked passages, tables, figures |
 | `ranking` | two answers to a question: which one is better? |
 | `playground` | one or two models, asked anything |
-| `dashboard` | runs: losses, scores, comparisons, wrong answers |
+| `run_views`, `dashboard` | runs: losses, scores, comparisons, wrong answers |
 | `trainer` | an experiment that is trained while the notebook stays usable |
 """
