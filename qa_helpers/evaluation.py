@@ -165,7 +165,7 @@ def answer(
     for chosen, start_logits, end_logits in window_logits(model, windows, tokenizer, progress=progress):
         for i, loss in zip(chosen, _losses(windows, chosen, start_logits, end_logits), strict=True):
             losses[i] = loss
-        spans = best_spans(start_logits, end_logits, _passage_mask(windows, chosen, start_logits.shape[1]), n_best)
+        spans = best_spans(start_logits, end_logits, passage_mask(windows, chosen, start_logits.shape[1]), n_best)
         scores, starts, ends, log_totals = (tensor.tolist() for tensor in spans)
         for row, i in enumerate(chosen):
             window = windows[i]
@@ -176,14 +176,15 @@ def answer(
                 if score > -np.inf
             ]
     predictions = [
-        Prediction(str(row.get("id", i)), _merge(row["context"], found[i], totals[i], n_best))
+        Prediction(str(row.get("id", i)), merge_spans(row["context"], found[i], totals[i], n_best))
         for i, row in enumerate(rows)
     ]
     labelled = bool(rows) and all(row.get("answers") for row in rows)
     return Answers(predictions, float(losses.mean()) if labelled else float("nan"))
 
 
-def _passage_mask(windows: Sequence[Window], chosen: Sequence[int], tokens: int) -> torch.Tensor:
+def passage_mask(windows: Sequence[Window], chosen: Sequence[int], tokens: int) -> torch.Tensor:
+    """Which tokens of the chosen windows, padded to this many, are the passage's: (windows, tokens)."""
     position = torch.arange(tokens)
     first = torch.tensor([windows[i].first for i in chosen])[:, None]
     count = torch.tensor([len(windows[i].offsets) for i in chosen])[:, None]
@@ -204,10 +205,17 @@ def _losses(
     return losses
 
 
-def _merge(
+def merge_spans(
     context: str, found: Iterable[tuple[float, int, int]], log_totals: Sequence[float], n_best: int
 ) -> list[Span]:
-    """The best distinct spans over the windows of one question; overlapping windows propose some twice."""
+    """The best distinct spans over the windows of one question; overlapping windows propose some twice.
+
+    Args:
+        context: the passage.
+        found: each candidate's score, first character, last character (exclusive).
+        log_totals: of each window, as `best_spans` gives them.
+        n_best: spans kept.
+    """
     log_total = float(np.logaddexp.reduce(log_totals)) if log_totals else -np.inf
     best: dict[tuple[int, int], Span] = {}
     for score, start, end in sorted(found, key=lambda span: (-span[0], span[1], span[2])):

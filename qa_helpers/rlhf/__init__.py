@@ -7,9 +7,12 @@ reference, the gradient, and the best policy that the objective allows.
     policy        the distribution, what follows from listing it, and the optimum
     losses        REINFORCE, PPO, GRPO, DPO
     preferences   candidates, how far people agree with them, pairs
-    rankings      pairs that a reader ranked by hand, from a file
+    rankings      pairs that a reader ranked by hand
     reference     what the frozen reference says of each question, asked once
     reward        a Bradley-Terry reward model on the reference's states, and what it learned
     outcomes      what a policy is worth on held-out questions: reward, KL, EM, F1, length
     updates       the loops that change the policy
+    records       a whole chain of these as an experiment, and its record
+    plans         the course's chains
+    chains        running one
 """

@@ -1,0 +1,209 @@
+"""What the dashboard shows of runs, as plain data, figures and HTML: scores, two runs compared, wrong answers.
+
+What it simplifies: at most `MOST_RUNS` runs at a time, a colour and line style each; tables of wrong answers end after
+`MOST_ROWS` rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from qa_helpers.data import load_qa
+from qa_helpers.diagnosis import load_card
+from qa_helpers.plots import COLOURS
+from qa_helpers.records import METRICS, RecordError, Run, Scores, paired_columns
+from qa_helpers.statistics import Interval, mcnemar, paired_difference
+from qa_helpers.widgets.look import paragraph, table
+
+MOST_RUNS = len(COLOURS)
+MOST_ROWS = 30
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))  # beside the colour: for who cannot tell colours apart
+MARKERS = "osD^v*"
+METRIC_NAMES = {"exact_match": "EM", "f1": "F1", "string_equality": "string equality", "contained": "contained"}
+
+
+# ---- what is known of runs -------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs on the questions that both were asked: how often each was right, and how far the scores differ."""
+
+    questions: int
+    both: int  # right; of EM
+    only_first: int
+    only_second: int
+    neither: int
+    difference: Interval  # second - first, in points, of the metric
+    p: float  # McNemar's, of EM
+
+
+def compare(first: Run, second: Run, metric: str = "exact_match") -> Comparison:
+    """Compare two runs question by question.
+
+    Raises:
+        RecordError: if they share no question, or were asked different ones under the same ids.
+    """
+    one, other = (column.astype(bool) for column in paired_columns(first, second))
+    mine, theirs = (100 * column for column in paired_columns(first, second, metric))
+    return Comparison(
+        questions=len(one),
+        both=int((one & other).sum()),
+        only_first=int((one & ~other).sum()),
+        only_second=int((~one & other).sum()),
+        neither=int((~one & ~other).sum()),
+        difference=paired_difference(mine.tolist(), theirs.tolist()),
+        p=mcnemar(one.tolist(), other.tolist()),
+    )
+
+
+@dataclass(frozen=True)
+class WrongAnswer:
+    """A question that a run did not answer exactly; None where the course does not hold the data."""
+
+    id: str
+    article: str | None
+    question: str | None
+    prediction: str
+    answers: tuple[str, ...] | None
+    confidence: float  # 0 to 1
+    category: str  # of `evaluation.CATEGORIES`
+
+
+def wrong_answers(
+    run: Run, evaluation: str, category: str | None = None, article: str | None = None
+) -> list[WrongAnswer]:
+    """What a run got wrong (EM) on an evaluation set, the surest first; of one category or article, if one is given."""
+    asked, titles, known = run.questions, articles(run), _rows(run.experiment.data)
+    found = []
+    for place in run.indices[evaluation]:
+        if asked.exact_match[place]:
+            continue
+        row = known.get(asked.id[place])
+        one = WrongAnswer(
+            id=asked.id[place],
+            article=titles[place] if titles else None,
+            question=row["question"] if row else None,
+            prediction=asked.prediction[place],
+            answers=tuple(dict.fromkeys(row["answers"]["text"])) if row else None,
+            confidence=asked.confidence[place],
+            category=asked.category[place],
+        )
+        if category in (None, one.category) and article in (None, one.article):
+            found.append(one)
+    return sorted(found, key=lambda one: -one.confidence)
+
+
+def articles(run: Run) -> list[str] | None:
+    """The article of each of a run's questions, in its record's order; None where the course does not know them.
+
+    CourseQA's are in its rows, SQuAD's on its card, by the questions' places in the validation set.
+    """
+    if run.experiment.data == "courseqa":
+        known = _rows("courseqa")
+        return [known[id]["title"] for id in run.questions.id] if set(run.questions.id) <= set(known) else None
+    if run.experiment.data != "squad":
+        return None
+    titles = load_card("squad").titles
+    try:
+        places = sorted({i for one in run.experiment.evaluations.values() for i in one.indices(len(titles))})
+    except RecordError:  # more questions than SQuAD has: other data of that name
+        return None
+    return [titles[place] for place in places] if len(places) == len(run.questions.id) else None
+
+
+@lru_cache
+def _rows(data: str) -> dict[str, Any]:
+    """The validation questions by id, of the data set that comes with the course; none of others."""
+    return {row["id"]: row for row in load_qa("courseqa", "validation")} if data == "courseqa" else {}
+
+
+# ---- figures and tables ----------------------------------------------------------------------------------------
+def overview(runs: Mapping[str, Run], evaluation: str, metric: str = "exact_match") -> Figure:
+    """Training loss, EM after every epoch, and final scores with intervals: a panel each, a colour and line a run."""
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    losses, epochs, scores = (figure.add_subplot(2, 2, place) for place in (1, 2, (3, 4)))
+    losses.set(title="training loss", xlabel="optimizer step", ylabel="loss (nats)")
+    epochs.set(title="EM after each epoch, on a few validation questions", xlabel="epoch", ylabel="EM (%)")
+    name = METRIC_NAMES[metric]
+    scores.set(title=f"{name} on '{evaluation}', with 95 % intervals", xlabel=f"{name} (%)")
+    for place, (run, colour, line, marker) in enumerate(zip(runs.values(), COLOURS, LINES, MARKERS, strict=False)):
+        if run.losses:
+            losses.plot(*zip(*run.losses, strict=True), color=colour, linestyle=line)
+        if run.epochs:
+            points = [(epoch.epoch, epoch.eval.exact_match) for epoch in run.epochs]
+            epochs.plot(*zip(*points, strict=True), color=colour, linestyle=line, marker=marker)
+        if evaluation in run.scores:
+            score = getattr(run.scores[evaluation], metric)
+            scores.plot([score.low, score.high], [place, place], color=colour, linestyle=line, linewidth=2)
+            scores.plot(score.value, place, marker, color=colour)
+    scores.set_yticks(range(len(runs)), list(runs))
+    scores.set_ylim(len(runs) - 0.5, -0.5)
+    for axes in (losses, epochs):
+        axes.set_ylim(bottom=0)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not recorded for these runs", ha="center", transform=axes.transAxes)
+    for axes in (losses, epochs, scores):
+        axes.title.set_fontsize("medium")
+        axes.spines[["top", "right"]].set_visible(False)
+    epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def overview_in_words(runs: Mapping[str, Run], evaluation: str, metric: str = "exact_match") -> str:
+    """What the overview shows, for who does not see it."""
+    parts = []
+    for name, run in runs.items():
+        loss = f"last training loss {run.losses[-1][1]:.2f}" if run.losses else "no training"
+        score = f"{METRIC_NAMES[metric]} {getattr(run.scores[evaluation], metric)}" if evaluation in run.scores else ""
+        parts.append(", ".join(filter(None, [f"{name}: {loss}", score])))
+    return f"Losses and scores of {len(runs)} runs on '{evaluation}'. " + "; ".join(parts) + "."
+
+
+def scores_html(runs: Mapping[str, Run], evaluation: str) -> str:
+    """A table of the runs' scores with their intervals."""
+    rows = []
+    for name, run in runs.items():
+        scores: Scores | None = run.scores.get(evaluation)
+        cells = [str(getattr(scores, metric)) for metric in METRICS] if scores else ["–"] * len(METRICS)
+        rows.append([name, scores.questions if scores else "not asked", *cells])
+    header = ["run", "questions", *(METRIC_NAMES[metric] for metric in METRICS)]
+    return table(f"Scores on '{evaluation}' (%), with 95 % intervals", header, rows)
+
+
+def comparison_html(first: Run, second: Run, metric: str = "exact_match") -> str:
+    """Two runs compared, in a sentence and a table of four fields."""
+    found = compare(first, second, metric)
+    one, other = first.experiment.name, second.experiment.name
+    low, high = found.difference.low, found.difference.high
+    verdict = (
+        "cannot be told apart" if low <= 0 <= high else f"differ: the second is {'better' if low > 0 else 'worse'}"
+    )
+    words = (
+        f"{METRIC_NAMES[metric]} of the second less the first, on {found.questions:,} shared questions: "
+        f"{found.difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]: by this interval the two {verdict}. "
+        f"McNemar's exact test of EM: p = {found.p:.2g}."
+    )
+    rows = [(f"first right ({one})", found.both, found.only_first), ("first wrong", found.only_second, found.neither)]
+    header = ("questions", f"second right ({other})", "second wrong")
+    return paragraph(words) + table("Who was right (EM)", header, rows)
+
+
+def wrong_html(found: Sequence[WrongAnswer], name: str) -> str:
+    """The first of these wrong answers, and how many there are."""
+    rows = [
+        (
+            one.article or "–",
+            one.question or one.id,
+            one.prediction,
+            " / ".join(one.answers) if one.answers else "–",
+            100 * one.confidence,
+            one.category,
+        )
+        for one in found[:MOST_ROWS]
+    ]
+    more = f", the surest {MOST_ROWS} of them" if len(found) > MOST_ROWS else ", the surest first"
+    header = ("article", "question", "prediction", "given answers", "confidence (%)", "category")
+    return table(f"{len(found):,} wrong answers of {name}{more if found else ''}", header, rows)

@@ -1,0 +1,293 @@
+"""The trainer panel: choose an experiment, start it, watch it, stop it, while the notebook stays usable.
+
+The experiment runs in a process of its own, as from the command line, so that the kernel has nothing to do but look.
+Stopping ends that process: of a run that is started again with the same settings, the epochs that were trained count.
+
+What it simplifies: the time that is left is that of the training, by its mean speed so far; the last scoring comes on
+top.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ipywidgets
+
+from qa_helpers.experiments import runs_folder
+from qa_helpers.files import CourseError, read_json, write_atomically
+from qa_helpers.records import Experiment, RecordError, Run, parse, read_record
+from qa_helpers.scales import METHODS, Scale, current_scale, method
+from qa_helpers.training import COMPLETE
+from qa_helpers.widgets.look import Shown, block, button, labelled, paragraph, problem, table
+
+POLL_SECONDS = 0.2  # how often the process is looked at
+STOP_SECONDS = 1.5  # what a process that is asked to end gets before it is ended
+TAIL_BYTES = 8_192  # of what it wrote: its progress bar rewrites one line
+BAR = re.compile(r"(training|answering):\s*\d+%\|[^|]*\|\s*(\d+)/(\d+)")
+METHOD_NAMES = {
+    "all weights": "all",
+    "the last two layers": "last:2",
+    "the head alone": "head",
+    "LoRA": "lora",
+    "IA³": "ia3",
+}
+
+
+def panel_experiment(
+    scale: Scale, train_size: int, epochs: int, learning_rate: float, trainable: str, seed: int = 0
+) -> Experiment:
+    """The experiment that these settings describe; the same settings have the same name.
+
+    Raises:
+        RecordError: if one of them is out of range.
+    """
+    if not 0 < learning_rate < 1:
+        raise RecordError(
+            f"a learning rate lies between 0 and 1, such as {METHODS[trainable]:g}; this one is {learning_rate}"
+        )
+    asked = method(scale, trainable, learning_rate, seed).model_dump(mode="json")
+    short = trainable.replace(":", "")
+    changed = {
+        "name": f"panel-{scale.name}-{train_size}-{epochs}ep-{short}-lr{learning_rate:g}-seed{seed}",
+        "train_size": train_size,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "retrieval": False,
+        "probe_size": 100,
+    }
+    experiment: Experiment = parse(Experiment, asked | changed, "these settings")
+    return experiment
+
+
+# ---- the process -----------------------------------------------------------------------------------------------
+State = Literal["starting", "training", "scoring", "finished", "stopped", "failed"]
+UNDER_WAY = ("starting", "training", "scoring")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is."""
+
+    state: State
+    share: float  # of the training that is done, 0 to 1
+    seconds_left: float | None  # of training; None where that is not known yet
+    words: str
+
+
+class TrainingJob:
+    """One experiment in a process of its own."""
+
+    def __init__(self, experiment: Experiment, folder: Path | str | None = None) -> None:
+        """Start it; one that was stopped goes on, one that is finished is read back."""
+        self.experiment, self.folder = experiment, Path(folder or runs_folder())
+        self._stopped = False
+        self._first: tuple[float, float] | None = None  # when training was first seen, and what share was done then
+        scratch = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+        description, self._said = scratch / "experiment.json", scratch / "said"
+        write_atomically(description, experiment.model_dump_json())
+        environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}  # bars are read
+        with self._said.open("wb") as file:
+            self._process = subprocess.Popen(
+                _command(description, self.folder),
+                env=environment,
+                stdin=subprocess.PIPE,  # closed with this process, see `child`
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,  # interrupting a cell is not meant for it
+            )
+
+    @property
+    def home(self) -> Path:
+        """The run's folder."""
+        return self.folder / self.experiment.name
+
+    def stop(self) -> None:
+        """End the process, within two seconds; what it has trained is kept, to the last whole epoch."""
+        self._stopped = True
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def progress(self) -> Progress:
+        """How far it is now."""
+        code = self._process.poll()
+        if code is None:
+            return self._under_way(self._tail())
+        if code == 0:
+            return Progress("finished", 1.0, 0.0, "finished")
+        epochs, of = kept_epochs(self.home), self.experiment.epochs
+        if self._stopped:
+            kept = f"epoch {epochs} of {of} is kept: Start goes on from there" if epochs else "no epoch was complete"
+            return Progress("stopped", epochs / of, None, f"stopped; {kept}")
+        return Progress("failed", epochs / of, None, f"failed: {_reason(code, self._tail())}")
+
+    def run(self) -> Run:
+        """The finished run.
+
+        Raises:
+            RecordError: if it is not finished.
+        """
+        return read_record(self.home / "run.json")
+
+    def _tail(self) -> str:
+        with self._said.open("rb") as file:
+            file.seek(max(0, self._said.stat().st_size - TAIL_BYTES))
+            return file.read().decode("utf-8", errors="replace")
+
+    def _under_way(self, said: str) -> Progress:
+        bars = BAR.findall(said)
+        trained = [(int(done), int(total)) for name, done, total in bars if name == "training"]
+        if not trained:
+            epochs = kept_epochs(self.home)
+            return Progress("starting", epochs / self.experiment.epochs, None, "starting: loading libraries and data")
+        done, total = trained[-1]
+        if done == total:
+            return Progress("scoring", 1.0, 0.0, "trained; answering the validation questions")
+        left = self._seconds_left(done / total)
+        words = f"training: step {done:,} of {total:,}" + (f", {_time(left)} left" if left is not None else "")
+        return Progress("training", done / total, left, words)
+
+    def _seconds_left(self, share: float) -> float | None:
+        """By the mean speed since the first step that was seen."""
+        now = time.monotonic()
+        self._first = self._first or (now, share)
+        begin, share_then = self._first
+        return (1 - share) * (now - begin) / (share - share_then) if share > share_then else None
+
+
+def _command(description: Path, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "qa_helpers.widgets.child", "run", str(description), "--folder", str(folder)]
+
+
+def kept_epochs(home: Path) -> int:
+    """The epochs that a run has done and will not do again if it is ended now, from its whole checkpoints."""
+    epochs = []
+    for path in home.glob(f"checkpoints/checkpoint-*/{COMPLETE}"):
+        with contextlib.suppress(CourseError):  # the run goes on, and has removed it since
+            epochs.append(round(read_json(path.parent / "trainer_state.json")["epoch"]))
+    return max(epochs, default=0)
+
+
+def _reason(code: int, said: str) -> str:
+    if code < 0:
+        return f"ended by signal {-code}"
+    lines = [line.strip() for line in re.split(r"[\r\n]", said) if line.strip()]
+    return lines[-1].removeprefix("qa_helpers: ") if lines else f"ended with exit code {code}"
+
+
+def _time(seconds: float) -> str:
+    return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {max(1, round(seconds))} s"
+
+
+# ---- the widget ------------------------------------------------------------------------------------------------
+class TrainerPanel(Shown):
+    """Settings, Start, Stop, a progress bar; what is finished is handed on."""
+
+    def __init__(self, folder: Path | str | None = None, on_finished: Callable[[Run], Any] | None = None) -> None:
+        """Show the settings of the current scale.
+
+        Args:
+            folder: the runs folder; `runs_folder()` if None.
+            on_finished: called with each finished run, such as `Dashboard.add`.
+        """
+        self.scale, self.folder, self._on_finished = current_scale(), Path(folder or runs_folder()), on_finished
+        self.job: TrainingJob | None = None
+        self._thread: threading.Thread | None = None
+        self.size = labelled(ipywidgets.Dropdown, "Questions", options=list(self.scale.sizes))
+        self.epochs = labelled(ipywidgets.BoundedIntText, "Epochs", value=self.scale.epochs, min=1, max=100)
+        self.method = labelled(ipywidgets.Dropdown, "What is trained", options=METHOD_NAMES)
+        self.learning_rate = labelled(ipywidgets.FloatText, "Learning rate", value=METHODS["all"], step=1e-5)
+        self.start = button("Start", "train with these settings, or go on where they were stopped")
+        self.stop = button("Stop", "end the training; whole epochs are kept")
+        self.bar, self.status = ipywidgets.FloatProgress(min=0, max=1), ipywidgets.HTML()
+        self.method.observe(self._suggest, "value")
+        self.start.on_click(lambda _: self._start())
+        self.stop.on_click(lambda _: self._stop())
+        fields = [self.size, self.epochs, self.method, self.learning_rate]
+        self.box = ipywidgets.VBox([*fields, ipywidgets.HBox([self.start, self.stop, self.bar]), self.status])
+        self._say("not started")
+
+    def experiment(self) -> Experiment:
+        """What the settings describe.
+
+        Raises:
+            RecordError: if one is out of range.
+        """
+        return panel_experiment(
+            self.scale, self.size.value, self.epochs.value, self.learning_rate.value, self.method.value
+        )
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for the training to end, at most so long; whether it has."""
+        if self._thread:
+            self._thread.join(seconds)
+        return not (self._thread and self._thread.is_alive())
+
+    def to_html(self) -> str:
+        """The settings and the state."""
+        rows = [
+            ("training questions", f"{self.size.value:,} of {self.scale.data}"),
+            ("epochs", str(self.epochs.value)),
+            ("what is trained", self.method.label),
+            ("learning rate", f"{self.learning_rate.value:g}"),
+        ]
+        state = self.job.progress().state if self.job else "not started"
+        return block(table("Training", ("setting", "value"), rows), paragraph(f"State: {state}"))
+
+    def _suggest(self, change: Any) -> None:
+        self.learning_rate.value = METHODS[change["new"]]
+
+    def _start(self) -> None:
+        if not self.wait(0):
+            self._say("a training is under way: stop it first, or wait for it", wrong=True)
+            return
+        try:
+            self.job = TrainingJob(self.experiment(), self.folder)
+        except (RecordError, OSError) as error:
+            self._say(str(error), wrong=True)
+            return
+        self._thread = threading.Thread(target=self._follow, args=[self.job], daemon=True)
+        self._thread.start()
+
+    def _stop(self) -> None:
+        if self.job is None or self.wait(0):
+            self._say("there is nothing to stop", wrong=True)
+            return
+        self.job.stop()
+        self.wait(1)  # then the state on show is the last one
+
+    def _follow(self, job: TrainingJob) -> None:
+        """Show a job's progress until it ends: in a thread, so that the kernel is free."""
+        while (now := job.progress()).state in UNDER_WAY:
+            self._show(now)
+            time.sleep(POLL_SECONDS)
+        self._show(now)
+        if now.state == "finished":
+            run = job.run()
+            scores = ", ".join(f"EM {one.exact_match}, F1 {one.f1} ({name})" for name, one in run.scores.items())
+            self._say(f"finished: {job.experiment.name}: {scores}")
+            if self._on_finished:
+                self._on_finished(run)
+
+    def _show(self, now: Progress) -> None:
+        self.bar.value = now.share
+        self._say(now.words, wrong=now.state == "failed")
+
+    def _say(self, sentence: str, wrong: bool = False) -> None:
+        words = problem(sentence) if wrong else f'<div role="status">{paragraph(sentence)}</div>'
+        self.status.value = block(words)
