@@ -232,6 +232,21 @@ class RankingSession:
         answers = (pair.second, pair.first) if self.is_swapped(pair) else (pair.first, pair.second)
         return dict(zip("AB", answers, strict=True))
 
+    def starts(self, pair: Pair) -> dict[str, int]:
+        """Where the answers of a pair stand in its passage, by letter: as the pair says, or else at the first place.
+
+        An answer that does not stand there word for word, or is empty, is left out.
+        """
+        known = (
+            (pair.second_start, pair.first_start) if self.is_swapped(pair) else (pair.first_start, pair.second_start)
+        )
+        places = {
+            letter: start if start is not None else pair.context.find(text)
+            for (letter, text), start in zip(self.shown(pair).items(), known, strict=True)
+            if text
+        }
+        return {letter: start for letter, start in places.items() if start >= 0}
+
     def choose(self, pair: Pair, button: Literal["A", "B", "tie", "skip"]) -> bool:
         """Write down what was chosen on a pair. False, and nothing is written, if the user has chosen already.
 

@@ -348,3 +348,15 @@ def test_a_pairs_id_is_of_its_texts_and_places() -> None:
     pairs = [Pair.of(*texts), Pair.of(*texts, first_start=0), Pair.of(*texts, first_start=5), Pair.of(*texts[:3], "A.")]
     assert len({pair.id for pair in pairs}) == 4
     assert Pair.of(*texts) == pairs[0]
+
+
+def test_answers_are_looked_for_only_where_the_pair_does_not_say(path: Path) -> None:
+    texts = {"question": "Who?", "context": "A or A, B.", "first": "A", "second": "B"}
+    for places, expected in (({}, {"A": 0, "B": 8}), ({"first_start": 5}, {"A": 5, "B": 8})):
+        pair = Pair.of(**texts, **places)
+        for seed in range(4):  # whichever is shown as A
+            session = RankingSession([pair], path, "ada", seed)
+            by_text = {session.shown(pair)[letter]: start for letter, start in session.starts(pair).items()}
+            assert by_text == expected
+    gone = Pair.of(**texts | {"first": "C", "second": ""})
+    assert RankingSession([gone], path, "ada").starts(gone) == {}

@@ -16,13 +16,13 @@ KEYS = {"a": "A", "b": "B", "t": "tie", "s": "skip", "u": "undo"}
 
 
 def pair_html(session: RankingSession, pair: Pair) -> str:
-    """A pair as its user sees it: the question, the passage with both answers marked where they first occur."""
-    marks, lines = [], []
+    """A pair as its user sees it: the question, the passage with both answers marked, and the answers."""
+    marks, lines, starts = [], [], session.starts(pair)
     styles: tuple[Literal[1, 2], Literal[1, 2]] = (1, 2)
     for (letter, text), style in zip(session.shown(pair).items(), styles, strict=True):
-        start = pair.context.find(text) if text else -1
-        marks += [Mark(start, start + len(text), letter, style)] if start >= 0 else []
-        where = "" if start >= 0 else " (not in the passage word for word)"
+        if letter in starts:
+            marks.append(Mark(starts[letter], starts[letter] + len(text), letter, style))
+        where = "" if letter in starts else " (not in the passage word for word)"
         lines.append(paragraph(f"{letter}: {text or '(empty)'}{where}", "qa-text"))
     return "".join([paragraph(f"Question: {pair.question}", "qa-text"), passage(pair.context, marks), *lines])
 
