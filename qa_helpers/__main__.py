@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--folder", type=Path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
     one.add_argument("--record", type=Path, help="also write the record to this file")
     many = add("sweep", sweep, "Run lists of experiments, several at a time; finished ones are read back.")
-    many.add_argument("lists", nargs="+", metavar="FILE", type=Path, help="JSON: a list of experiments or their names")
+    words = "a JSON file: a list of experiments or their names; or a pattern of names, as 'class-size-*'"
+    many.add_argument("lists", nargs="+", metavar="LIST", help=words)
     many.add_argument("--folder", type=Path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
     many.add_argument("--records", type=Path, metavar="DIR", help="also write each run's record into this folder")
     many.add_argument("--processes", type=_positive, metavar="N", help="experiments at a time (default: one a GPU)")

@@ -8,6 +8,7 @@ What it simplifies: progress is known to the epoch, from the checkpoints; nothin
 """
 
 import contextlib
+import fnmatch
 import os
 import signal
 import subprocess
@@ -38,13 +39,16 @@ START_COST = 100  # what loading and the last evaluation cost, in questions trai
 def read_experiments(paths: Sequence[Path | str]) -> list[Experiment]:
     """The experiments of JSON files that each hold a list: of objects, or of names that `run --list` shows.
 
+    What does not end in .json is no file but a pattern of such names, as `class-experiment*`.
+
     Raises:
-        RecordError: naming the file, the place in its list (counted from 1) and, where there is one, the field.
+        RecordError: naming the file, the place in its list (counted from 1) and, where there is one, the field; or a
+            pattern that no name matches.
     """
     places: dict[str, str] = {}
     experiments = []
     for path in paths:
-        raw = read_json(path, RecordError)
+        raw = read_json(path, RecordError) if str(path).endswith(".json") else _matching(str(path))
         if not isinstance(raw, list) or not raw:
             raise RecordError(f"{path}: is no list of experiments, [{{…}}, …]")
         for number, item in enumerate(raw, start=1):
@@ -55,6 +59,15 @@ def read_experiments(paths: Sequence[Path | str]) -> list[Experiment]:
             places[experiment.name] = place
             experiments.append(experiment)
     return experiments
+
+
+def _matching(pattern: str) -> list[str]:
+    names = fnmatch.filter(named_experiments(), pattern)
+    if not names:
+        raise RecordError(
+            f"no experiment has a name like '{pattern}'; run --list shows the names; a list ends in .json"
+        )
+    return names
 
 
 def _experiment(item: Any, place: str) -> Experiment:

@@ -50,6 +50,23 @@ def test_a_list_holds_experiments_and_names_of_experiments(tmp_path):
     ]
 
 
+def test_a_pattern_stands_for_the_named_experiments_that_match_it():
+    named = named_experiments()
+    found = read_experiments(["class-experiment?-*", "start-here"])
+    assert [one.name for one in found] == [*(n for n in named if n.startswith("class-experiment")), "start-here"]
+    assert found[0] == named["class-experiment1-2000-seed0"]
+    assert len(found) == 7
+    with pytest.raises(RecordError, match="no experiment has a name like 'clas-'; run --list shows the names"):
+        read_experiments(["clas-"])
+    with pytest.raises(RecordError, match=r"no\. 1: name: 'start-here' is taken"):
+        read_experiments(["start-here", "start-*"])
+
+
+def test_what_another_experiment_starts_from_is_named_before_it():
+    """So that a pattern that matches both runs them in order."""
+    check_starts(list(named_experiments().values()), Path("no-such-folder"))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
