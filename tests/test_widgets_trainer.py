@@ -104,7 +104,7 @@ def test_the_inputs_are_what_is_trained(panel: TrainerPanel) -> None:
 def test_progress_and_what_is_left_come_from_the_bar(panel: TrainerPanel, pretend: Callable[[str], None]) -> None:
     pretend(f"for n in range(1, 10):\n {BAR}\n time.sleep(.2)\ntime.sleep(60)")
     panel.start.click()
-    until(lambda: "step 9 of 6" in panel.status.value)
+    until(lambda: "step 9 of 10" in panel.status.value)
     assert panel.job
     now = panel.job.progress()
     assert (now.state, now.share) == ("training", 0.9)
@@ -160,6 +160,13 @@ def test_a_failure_is_said(panel: TrainerPanel, pretend: Callable[[str], None], 
     pretend(code)
     panel.start.click()  # another try is possible
     assert panel.wait(20)
+
+
+def test_a_process_that_ends_well_without_a_record_is_said(panel: TrainerPanel, pretend: Callable[[str], None]) -> None:
+    pretend("")
+    panel.start.click()
+    assert panel.wait(20)
+    assert "run.json: cannot be read" in panel.status.value
 
 
 def test_the_kernel_is_free_while_it_trains(panel: TrainerPanel, pretend: Callable[[str], None]) -> None:

@@ -27,12 +27,14 @@ STYLE = f"""<style>
 .qa .qa-muted {{ color: var(--jp-content-font-color2, #555555); }}
 .qa mark {{ color: #000000; padding: 0 2px; overflow-wrap: anywhere; }}
 .qa mark sup {{ color: #000000; font-weight: bold; padding-right: 2px; }}
-.qa mark.qa-1 {{ background: {ORANGE}; border-bottom: 3px solid #000000; }}
-.qa mark.qa-2 {{ background: {SKY}; border-bottom: 3px dashed #000000; }}
-.qa mark.qa-both {{ background: linear-gradient({ORANGE} 50%, {SKY} 50%); border-bottom: 3px double #000000; }}
+.qa mark.qa-1 {{ background: {ORANGE}; text-decoration: underline solid 2px #000000; }}
+.qa mark.qa-2 {{ background: {SKY}; text-decoration: underline dashed 2px #000000; }}
+.qa mark.qa-both {{ background: linear-gradient({ORANGE} 50%, {SKY} 50%);
+  text-decoration: underline double 2px #000000; }}
 .qa table {{ border-collapse: collapse; margin: 0.5em 0; font-size: 0.95em; }}
 .qa th, .qa td {{ color: inherit; background: transparent; border: 1px solid var(--jp-border-color1, #bdbdbd);
   padding: 2px 8px; text-align: left; vertical-align: top; overflow-wrap: anywhere; }}
+.qa th {{ overflow-wrap: normal; }}
 .qa td.qa-number {{ text-align: right; white-space: nowrap; }}
 .qa caption {{ text-align: left; font-weight: bold; padding: 2px 0; color: inherit; }}
 .qa progress {{ accent-color: {BLUE}; vertical-align: middle; }}
@@ -63,7 +65,7 @@ def problem(sentence: str) -> str:
 
 
 def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table; floats to one decimal, numbers to the right."""
+    """A table; floats to one decimal, whole numbers with commas, both to the right."""
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return (
@@ -72,8 +74,13 @@ def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) ->
 
 
 def _cell(value: Any) -> str:
-    text = html.escape(f"{value:.1f}" if isinstance(value, float) else str(value))
-    return f'<td class="qa-number">{text}</td>' if isinstance(value, int | float) else f"<td>{text}</td>"
+    if isinstance(value, int | float):
+        return (
+            f'<td class="qa-number">{value:,.1f}</td>'
+            if isinstance(value, float)
+            else f'<td class="qa-number">{value:,}</td>'
+        )
+    return f"<td>{html.escape(str(value))}</td>"
 
 
 def picture(figure: Figure, alt: str) -> str:

@@ -278,11 +278,18 @@ class TrainerPanel(Shown):
             time.sleep(POLL_SECONDS)
         self._show(now)
         if now.state == "finished":
+            self._hand_on(job)
+
+    def _hand_on(self, job: TrainingJob) -> None:
+        try:
             run = job.run()
-            scores = ", ".join(f"EM {one.exact_match}, F1 {one.f1} ({name})" for name, one in run.scores.items())
-            self._say(f"finished: {job.experiment.name}: {scores}")
-            if self._on_finished:
-                self._on_finished(run)
+        except RecordError as error:  # somebody has removed or changed it since
+            self._say(str(error), wrong=True)
+            return
+        scores = ", ".join(f"EM {one.exact_match}, F1 {one.f1} ({name})" for name, one in run.scores.items())
+        self._say(f"finished: {run.experiment.name}: {scores}")
+        if self._on_finished:
+            self._on_finished(run)
 
     def _show(self, now: Progress) -> None:
         self.bar.value = now.share
