@@ -348,6 +348,8 @@ def forks():
 def sweep_of_its_own(arguments, template=None):
     """Run the command in a process group of its own; with a template, its processes only pretend."""
     os.setpgid(0, 0)
+    # Where a shell runs the tests in its background, they and their children would not hear it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if template:
         pretend(template)
     sys.exit(main(["sweep", *map(str, arguments)]))
