@@ -6,8 +6,9 @@ numbers of spans that would end past the passage have probability 0 (log probabi
 tensors (batch, actions): all below works on any listed actions, also on a toy's.
 
 What it simplifies: a question is left out where its passage does not fit one window (`one_window` says how many are:
-in CourseQA none, in SQuAD few). The start and the end are independent but for the limits on a span, so that a policy
-cannot prefer one pair of them to what their separate preferences make of it: the optimum may lie out of its reach.
+in CourseQA none, of SQuAD's 10,570 validation questions 183 with MiniLM's tokenizer). The start and the end are
+independent but for the limits on a span, so that a policy cannot prefer one pair of them to what their separate
+preferences make of it: the optimum may lie out of its reach.
 """
 
 import math
