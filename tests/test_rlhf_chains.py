@@ -1,6 +1,7 @@
 """A chain of RLHF: run, read back, resumed, recorded; what its parts are made of."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from qa_helpers.rlhf.chains import run_chain
 from qa_helpers.rlhf.plans import named_chains
 from qa_helpers.rlhf.records import Chain, PolicyPlan, RewardPlan, format_chain, load_chains, read_chain, write_chain
 from qa_helpers.scales import named_experiments
+from qa_helpers.widgets.playground import available_models
 
 REWARDS = (RewardPlan(name="own", epochs=2), RewardPlan(name="shuffled", flipped=0.5, epochs=1, stop_early=False))
 POLICIES = (
@@ -27,9 +29,17 @@ CHAIN = Chain(
 
 
 @pytest.fixture(scope="module")
-def done(finished):
-    folder, _ = finished
+def done(finished, tmp_path_factory):
+    """A runs folder of its own, with the reference and the finished chain; and the chain's run."""
+    folder = tmp_path_factory.mktemp("chains")
+    shutil.copytree(finished[0] / "finished", folder / "finished")
     return folder, run_chain(CHAIN, folder)
+
+
+def test_a_chain_is_not_taken_for_a_run_with_a_model(done):
+    folder, _ = done
+    assert [path.parent.name for path in folder.glob("*/run.json")] == ["finished"]
+    assert "chain" not in available_models(folder)
 
 
 def test_a_chain_records_each_reward_model_and_policy(done):
@@ -84,7 +94,7 @@ def test_with_a_very_large_beta_the_policy_does_not_move(done):
 def test_a_finished_chain_is_read_back_and_a_half_done_one_goes_on(done, monkeypatch):
     folder, run = done
     assert run_chain(CHAIN, folder) == run
-    (folder / "chain" / "run.json").unlink()
+    (folder / "chain" / chains.RECORD).unlink()
     (folder / "chain" / "policies" / "dpo.json").unlink()
     updated = []
     update = chains._update

@@ -57,6 +57,7 @@ from qa_helpers.rlhf.reward import (
 from qa_helpers.rlhf.updates import History, UpdateSettings, train_dpo, train_supervised, update_policy
 from qa_helpers.statistics import bootstrap_mean
 
+RECORD = "chain-run.json"  # not `run.json`, which marks a run with a model of its own
 ASKED_AT_ONCE = 16  # questions whose candidates are drawn together
 
 
@@ -96,8 +97,8 @@ def run_chain(chain: Chain, folder: Path | str | None = None) -> ChainRun:
     with locked(home):
         home.mkdir(parents=True, exist_ok=True)
         _claim(home, chain)
-        if (home / "run.json").exists():
-            return read_chain(home / "run.json")
+        if (home / RECORD).exists():
+            return read_chain(home / RECORD)
         model, tokenizer = load_run(chain.reference, folder)
         rests_on = ancestors(Experiment(name="chain", start_from=chain.reference), folder)
         asked = _ask(chain, model, tokenizer, rests_on)
@@ -118,7 +119,7 @@ def run_chain(chain: Chain, folder: Path | str | None = None) -> ChainRun:
             optima={f"{beta:g}": _measure(_optimum(first, beta), asked, first) for beta in chain.betas},
             best_of={f"{n}": _measure(_best_of(first, n), asked, first) for n in chain.best_of},
         )
-        write_chain(run, home / "run.json")
+        write_chain(run, home / RECORD)
         return run
 
 
