@@ -21,7 +21,7 @@ from qa_helpers.files import read_json, write_atomically
 from qa_helpers.lineage import ancestors, load_run
 from qa_helpers.machine import describe_machine, evaluation_mode, quiet
 from qa_helpers.records import Ancestor, Experiment, Machine, RecordError, Score, parse
-from qa_helpers.rlhf.outcomes import Policy, Reward, outcome
+from qa_helpers.rlhf.outcomes import Outcome, Policy, Reward, outcome
 from qa_helpers.rlhf.policy import best_of_n, closed_form, one_window, policy
 from qa_helpers.rlhf.preferences import (
     Pair,
@@ -267,13 +267,14 @@ def _policy(
     begin = time.perf_counter()
     history = _update(plan, chain, changed, tokenizer, asked, reward)
     seconds = time.perf_counter() - begin
-    answer = _policy_of(changed, tokenizer)
-    own = outcome(answer, asked.held_out, reward).reward
+    own = history.outcomes[-1][1]
+    first = chain.rewards[0].name
+    common = own if plan.reward == first else outcome(_policy_of(changed, tokenizer), asked.held_out, rewards[first][0])
     result = PolicyResult(
         steps=[(one.step, round(one.loss, 4), round(one.kl, 4), round(one.reward, 4)) for one in history.steps],
         progress=[(step, {k: round(v, 4) for k, v in found.means().items()}) for step, found in history.outcomes],
-        final=_measure(answer, asked, rewards[chain.rewards[0].name][0]),
-        own_reward=np.round(own, 4).tolist(),
+        final=_columns(common),
+        own_reward=np.round(own.reward, 4).tolist(),
         seconds=round(seconds, 1),
     )
     path.parent.mkdir(exist_ok=True)
@@ -303,7 +304,10 @@ def _policy_of(model: nn.Module, tokenizer: Any) -> Policy:
 
 
 def _measure(policy: Policy, asked: _Asked, reward: Reward) -> Columns:
-    found = outcome(policy, asked.held_out, reward)
+    return _columns(outcome(policy, asked.held_out, reward))
+
+
+def _columns(found: Outcome) -> Columns:
     return Columns(
         reward=np.round(found.reward, 4).tolist(),
         kl=np.round(found.kl, 4).tolist(),
