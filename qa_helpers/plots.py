@@ -44,6 +44,25 @@ def losses(runs: Mapping[str, Run], title: str, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x: str, y: str, ax: Axes | None = None
+) -> Axes:
+    """Points joined in their order, a line a label: `series[label]` is (places, values).
+
+    Lines whose labels differ only in what stands in brackets at their end, such as "PPO (seed 1)", look the same.
+    """
+    ax = _axes(title, x, y, ax)
+    colours: dict[str, str] = {}
+    for label, (places, values) in series.items():
+        kind = label.split(" (")[0]
+        legend = None if kind in colours else kind
+        colour = colours.setdefault(kind, COLOURS[len(colours) % len(COLOURS)])
+        marker = "osD^v<"[list(colours).index(kind) % 6]
+        ax.plot(places, values, color=colour, marker=marker, markersize=4, label=legend)
+    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
 def epochs(run: Run, title: str) -> Figure:
     """Loss, EM and F1 after every epoch, on training questions (dashed) and on validation questions."""
     figure, panels = plt.subplots(1, 2, figsize=(8.5, 3.2), layout="constrained")

@@ -10,6 +10,8 @@ from scipy import stats
 RESAMPLES = 2_000  # the interval's ends then move by about 2 % of its width (one standard deviation) between seeds
 _BATCH_NUMBERS = 20_000_000  # numbers drawn at once: at most 160 MB, however many questions there are
 
+Values = Sequence[float] | np.ndarray
+
 
 class Interval(NamedTuple):
     """An estimate with its 95 % interval, in the unit of the values it came from."""
@@ -94,7 +96,7 @@ def by_group(values: Sequence[float], groups: Sequence[Hashable], seed: int = 0)
 
 # ---- two runs --------------------------------------------------------------------------------------------------
 def paired_difference(
-    first: Sequence[float], second: Sequence[float], seed: int = 0, clusters: Sequence[Hashable] | None = None
+    first: Values, second: Values, seed: int = 0, clusters: Sequence[Hashable] | None = None
 ) -> Interval:
     """Mean of `second - first` over the same questions, with its paired bootstrap interval.
 
@@ -109,7 +111,7 @@ def paired_difference(
     return bootstrap_mean(b - a, seed, clusters)
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+def mcnemar(first: Values, second: Values) -> float:
     """Exact two-sided p-value that two runs are right equally often on the same questions (McNemar 1947).
 
     Only the questions that one run got right and the other wrong count. 1.0 if there are none.
@@ -122,6 +124,34 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
         raise ValueError(f"a paired comparison needs the same questions; got {len(a)} and {len(b)}")
     only_a, only_b = int(np.sum(a & ~b)), int(np.sum(~a & b))
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+class WinRate(NamedTuple):
+    """How often the second of two answers to a question is the better one."""
+
+    wins: int
+    ties: int
+    losses: int
+    rate: Interval  # of the wins, a tie counting as half, in percent
+    p: float  # exact, two-sided, that wins and losses are equally likely (sign test); ties do not count
+
+    def __str__(self) -> str:
+        """Such as `55.0 [51.2, 58.9], p = 0.013`."""
+        return f"{self.rate}, p = {self.p:.2g}"
+
+
+def win_rate(first: Values, second: Values, seed: int = 0, clusters: Sequence[Hashable] | None = None) -> WinRate:
+    """How often `second` is above `first` on the same questions; arguments as `paired_difference` takes them.
+
+    Raises:
+        ValueError: if the two are not of the same length, or as `bootstrap_mean` does.
+    """
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if a.shape != b.shape:
+        raise ValueError(f"a paired comparison needs the same questions; got {len(a)} and {len(b)}")
+    wins, losses = int(np.sum(b > a)), int(np.sum(b < a))
+    rate = bootstrap_mean(50 * (np.sign(b - a) + 1), seed, clusters)
+    return WinRate(wins, len(a) - wins - losses, losses, rate, mcnemar(b < a, b > a))
 
 
 def questions_needed(difference: float, disagreement: float, power: float = 0.8, level: float = 0.05) -> int:

@@ -5,7 +5,10 @@ import torch
 
 from qa_helpers.evaluation import MAX_ANSWER_TOKENS
 from qa_helpers.features import Window
+from qa_helpers.machine import describe_machine
+from qa_helpers.records import Machine
 from qa_helpers.rlhf.policy import Question
+from qa_helpers.rlhf.records import Chain, ChainRun, Columns, PolicyPlan, PolicyResult, RewardResult
 from qa_helpers.rlhf.reference import Reference
 
 
@@ -48,3 +51,39 @@ def spans_of(tokens):
         for start in range(tokens)
         for length in range(1, min(MAX_ANSWER_TOKENS, tokens - start) + 1)
     ]
+
+
+def made_up_chain_run(seed, name="chain", questions=12):
+    """A chain's record of random numbers: a reference, one policy, and the optimum for beta 0.1."""
+    rng = np.random.default_rng(seed)
+
+    def columns(lift):
+        return Columns(
+            reward=(rng.normal(size=questions) + lift).tolist(),
+            kl=(lift * rng.random(questions)).tolist(),
+            exact_match=rng.integers(0, 2, questions).tolist(),
+            f1=rng.random(questions).tolist(),
+            agreement=(rng.integers(0, 4, questions) / 3).tolist(),
+            tokens=rng.integers(1, 9, questions).tolist(),
+        )
+
+    ppo = PolicyResult(steps=[], progress=[], final=columns(0.5), own_reward=[0.0] * questions, seconds=0)
+    reward = RewardResult(
+        pairs={}, epochs=[], accuracy={}, accuracy_on_people={}, calibration_error=0, length_correlation=None
+    )
+    return ChainRun(
+        chain=Chain(
+            name=name, reference="a-run", policies=(PolicyPlan(name="ppo"),), betas=(0.1,), best_of=(), seed=seed
+        ),
+        machine=Machine.model_validate(describe_machine()),
+        fingerprint="0" * 64,
+        ancestors={},
+        questions={},
+        ids=[f"q{i}" for i in range(questions)],
+        titles=[f"article {i // 3}" for i in range(questions)],
+        reference=columns(0.0),
+        rewards={"own": reward},
+        policies={"ppo": ppo},
+        optima={"0.1": columns(1.0)},
+        best_of={},
+    )

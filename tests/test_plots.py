@@ -163,3 +163,12 @@ def test_check_prints_or_fails(capsys: pytest.CaptureFixture[str]) -> None:
         check("EM", 3.9, above=30)
     with pytest.raises(AssertionError):
         check("EM", float("nan"), above=30)
+
+
+def test_lines_of_one_kind_look_the_same_and_stand_in_the_legend_once() -> None:
+    series = {"PPO (seed 0)": ([0, 1], [0.0, 2.0]), "PPO (seed 1)": ([0, 1], [0.0, 3.0]), "DPO": ([0, 1], [1.0, 1.0])}
+    ax = plots.lines(series, "title", "step", "reward")
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0, 2], [0, 3], [1, 1]]
+    one, same, other = ((line.get_color(), line.get_marker()) for line in ax.lines)
+    assert one == same != other
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["PPO", "DPO"]

@@ -23,6 +23,7 @@ from qa_helpers.statistics import (
     paired_difference,
     questions_needed,
     questions_needed_unpaired,
+    win_rate,
 )
 
 
@@ -369,3 +370,26 @@ def test_answers_that_are_right_as_often_as_said_have_nearly_no_error():
 def test_what_is_no_confidence_is_refused(confidence, correct, bins, problem):
     with pytest.raises(ValueError, match=problem):
         expected_calibration(confidence, correct, bins)
+
+
+# ---- win rates -------------------------------------------------------------------------------------------------
+def test_a_win_rate_counts_ties_as_half_and_tests_wins_against_losses() -> None:
+    before, after = [0.0, 0.5, 1.0, 0.2, 0.2, 0.0], [1.0, 0.5, 0.0, 0.3, 0.9, 0.0]
+    found = win_rate(before, after)
+    assert (found.wins, found.ties, found.losses) == (3, 2, 1)
+    assert found.rate.value == pytest.approx(100 * 4 / 6)
+    assert found.p == pytest.approx(stats.binomtest(1, 4).pvalue)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_the_two_sides_of_a_comparison_add_up_to_all(pairs: list[tuple[int, int]]) -> None:
+    first, second = zip(*pairs, strict=True)
+    one, other = win_rate(first, second), win_rate(second, first)
+    assert (one.wins, one.ties, one.losses) == (other.losses, other.ties, other.wins)
+    assert one.rate.value + other.rate.value == pytest.approx(100)
+    assert one.p == pytest.approx(other.p)
+
+
+def test_a_win_rate_needs_the_same_questions() -> None:
+    with pytest.raises(ValueError, match="got 2 and 3"):
+        win_rate([1, 2], [1, 2, 3])

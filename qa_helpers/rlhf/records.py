@@ -100,6 +100,11 @@ class Columns(StrictModel):
         """One of them."""
         return np.asarray(getattr(self, column), dtype=float)
 
+    def objective(self, beta: float) -> np.ndarray:
+        """Reward less beta * KL, a value a question."""
+        value: np.ndarray = self.array("reward") - beta * self.array("kl")
+        return value
+
 
 class RewardResult(StrictModel):
     """What a reward model learned."""
@@ -152,6 +157,13 @@ class ChainRun(StrictModel):
             raise ValueError("the policies are not those of the chain")
         return self
 
+    @property
+    def everything(self) -> dict[str, Columns]:
+        """Whatever was measured on the held-out questions: the reference, the policies, the optima, best-of-n."""
+        found = {"reference": self.reference} | {name: result.final for name, result in self.policies.items()}
+        found |= {f"optimum, beta {beta}": columns for beta, columns in self.optima.items()}
+        return found | {f"best of {n}": columns for n, columns in self.best_of.items()}
+
 
 # ---- records ---------------------------------------------------------------------------------------------------
 def read_chain(path: Path | str) -> ChainRun:
@@ -193,10 +205,7 @@ def format_chain(run: ChainRun) -> str:
         rankers = [str(reward.accuracy.get(ranker, "–")) for ranker in RANKERS]
         lines.append(f"| {name} | {' | '.join(rankers)} |")
     lines += ["", "| policy | reward | KL (nats) | EM | F1 | tokens |", "| --- | --- | --- | --- | --- | --- |"]
-    rows = {"reference": run.reference} | {name: result.final for name, result in run.policies.items()}
-    rows |= {f"optimum, beta {beta}": columns for beta, columns in run.optima.items()}
-    rows |= {f"best of {n}": columns for n, columns in run.best_of.items()}
-    for name, columns in rows.items():
+    for name, columns in run.everything.items():
         means = {column: columns.array(column).mean() for column in Columns.model_fields}
         scores = f"{100 * means['exact_match']:.1f} | {100 * means['f1']:.1f} | {means['tokens']:.1f}"
         lines.append(f"| {name} | {means['reward']:.3f} | {means['kl']:.3f} | {scores} |")
