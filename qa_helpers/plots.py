@@ -45,7 +45,12 @@ def losses(runs: Mapping[str, Run], title: str, ax: Axes | None = None) -> Axes:
 
 
 def lines(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x: str, y: str, ax: Axes | None = None
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    title: str,
+    x: str,
+    y: str,
+    ax: Axes | None = None,
+    legend: bool = True,
 ) -> Axes:
     """Points joined in their order, a line a label: `series[label]` is (places, values).
 
@@ -55,11 +60,12 @@ def lines(
     colours: dict[str, str] = {}
     for label, (places, values) in series.items():
         kind = label.split(" (")[0]
-        legend = None if kind in colours else kind
+        name = None if kind in colours else kind
         colour = colours.setdefault(kind, COLOURS[len(colours) % len(COLOURS)])
         marker = "osD^v<"[list(colours).index(kind) % 6]
-        ax.plot(places, values, color=colour, marker=marker, markersize=4, label=legend)
-    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+        ax.plot(places, values, color=colour, marker=marker, markersize=4, label=name)
+    if legend:
+        ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 

