@@ -69,7 +69,7 @@ def made_up_chain_run(seed, name="chain", questions=12):
 
     ppo = PolicyResult(steps=[], progress=[], final=columns(0.5), own_reward=[0.0] * questions, seconds=0)
     reward = RewardResult(
-        pairs={}, epochs=[], accuracy={}, accuracy_on_people={}, calibration_error=0, length_correlation=None
+        pairs={}, epochs=[], accuracy={}, accuracy_on_people={}, calibration_error=0, length_correlation=None, optima=[]
     )
     return ChainRun(
         chain=Chain(

@@ -51,6 +51,12 @@ def test_a_chain_records_each_reward_model_and_policy(done):
     assert [step for step, _ in run.policies["ppo"].progress] == [0, 2]
     assert list(run.ancestors) == ["finished"]
     assert set(run.optima) == {"1", "0.3", "0.1", "0.03"}
+    for beta, means in run.rewards["own"].optima:  # the first reward model's are kept question by question, too
+        assert means["reward"] == pytest.approx(run.optima[f"{beta:g}"].array("reward").mean(), abs=1e-3)
+        assert means["exact_match"] == pytest.approx(
+            100 * run.optima[f"{beta:g}"].array("exact_match").mean(), abs=1e-3
+        )
+    assert run.rewards["shuffled"].optima != run.rewards["own"].optima
 
 
 def test_the_parts_share_no_article_with_each_other_or_the_references_training(done):

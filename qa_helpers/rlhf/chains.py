@@ -229,6 +229,7 @@ def _train_reward(plan: RewardPlan, chain: Chain, asked: _Asked) -> tuple[Reward
         accuracy_on_people=_rankers(model, asked, "people"),
         calibration_error=round(ranking_calibration(margins(model, asked.held_out, held_out)).error, 4),
         length_correlation=round(float(found.mean()), 4) if len(found) else None,
+        optima=[(beta, _means(outcome(_optimum(model, beta), asked.held_out, model))) for beta in chain.betas],
     )
     return model, result
 
@@ -272,7 +273,7 @@ def _policy(
     common = own if plan.reward == first else outcome(_policy_of(changed, tokenizer), asked.held_out, rewards[first][0])
     result = PolicyResult(
         steps=[(one.step, round(one.loss, 4), round(one.kl, 4), round(one.reward, 4)) for one in history.steps],
-        progress=[(step, {k: round(v, 4) for k, v in found.means().items()}) for step, found in history.outcomes],
+        progress=[(step, _means(found)) for step, found in history.outcomes],
         final=_columns(common),
         own_reward=np.round(own.reward, 4).tolist(),
         seconds=round(seconds, 1),
@@ -305,6 +306,10 @@ def _policy_of(model: nn.Module, tokenizer: Any) -> Policy:
 
 def _measure(policy: Policy, asked: _Asked, reward: Reward) -> Columns:
     return _columns(outcome(policy, asked.held_out, reward))
+
+
+def _means(found: Outcome) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in found.means().items()}
 
 
 def _columns(found: Outcome) -> Columns:

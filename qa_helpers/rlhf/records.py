@@ -66,7 +66,7 @@ class Chain(StrictModel):
     held_out: Positive = 600
     rewards: Annotated[tuple[RewardPlan, ...], Field(min_length=1)] = (RewardPlan(name="own"),)
     policies: tuple[PolicyPlan, ...] = ()
-    betas: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03)  # of the first reward model's optima
+    betas: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03)  # of the reward models' optima
     best_of: tuple[Positive, ...] = (4, 16, 64)  # samples, of which that reward model takes the best
     seed: Seed = 0
 
@@ -115,6 +115,7 @@ class RewardResult(StrictModel):
     accuracy_on_people: dict[Line, Score]  # on held-out rankings of people's answers among themselves
     calibration_error: Fraction
     length_correlation: float | None  # with the reward, over the reference's own answers; None where one is constant
+    optima: list[tuple[float, dict[Line, float]]]  # (beta, means over the held-out questions) of its optimum, by itself
 
 
 class PolicyResult(StrictModel):
