@@ -165,19 +165,20 @@ def language_chain(options: argparse.Namespace) -> int:
     """Run one chain of RLHF on a language model and print what came of it."""
     from qa_helpers.files import read_json, write_atomically
     from qa_helpers.records import RecordError, parse
-    from qa_helpers.rlhf import language_chains as chains
+    from qa_helpers.rlhf.language_chains import named_language_chains, run_language_chain
+    from qa_helpers.rlhf.language_records import LanguageChain, format_language_chain
 
-    named = chains.named_language_chains()
+    named = named_language_chains()
     if options.chain in named:
         plan = named[options.chain]
     elif Path(options.chain).suffix == ".json":
-        plan = parse(chains.LanguageChain, read_json(options.chain, RecordError), options.chain)
+        plan = parse(LanguageChain, read_json(options.chain, RecordError), options.chain)
     else:
         raise RecordError(f"there is no chain '{options.chain}'; those that have names: {', '.join(named)}")
-    result = chains.run_language_chain(plan, options.folder)
+    result = run_language_chain(plan, options.folder)
     if options.record:
         write_atomically(options.record, result.model_dump_json() + "\n")
-    print(chains.format_language_chain(result))
+    print(format_language_chain(result))
     return 0
 
 

@@ -19,7 +19,8 @@ from torch import nn
 from qa_helpers.evaluation import exact_match, f1
 from qa_helpers.language_model import MAX_NEW_TOKENS, MAX_PROMPT, TEMPLATE_OPTIONS, prompt_messages
 from qa_helpers.machine import default_device, progress_bar, quiet, set_seed
-from qa_helpers.rlhf.language_answers import TEMPERATURE, AnswerReward, ask
+from qa_helpers.rlhf.language_answers import TEMPERATURE, ask
+from qa_helpers.rlhf.language_reward import AnswerReward
 from qa_helpers.statistics import Interval, bootstrap_mean
 from qa_helpers.tuning import ModelError, set_trainable
 
