@@ -165,10 +165,10 @@ def test_a_seed_decides_the_samples(chat, taught):
 
 
 def test_samples_are_drawn_as_often_as_they_are_probable(chat, taught):
-    [answers] = sample_answers(taught, chat, ROWS[:1], 400)
+    [answers] = sample_answers(taught, chat, ROWS[:1], 150)
     [short] = {one.log_probability for one in answers if one.text == "Angus"}
     share = np.mean([one.text == "Angus" for one in answers])
-    assert share == pytest.approx(np.exp(short), abs=0.1)
+    assert share == pytest.approx(np.exp(short), abs=0.15)
 
 
 def test_reading_gives_log_probability_and_last_state_whatever_stands_beside(chat, taught):
@@ -415,11 +415,11 @@ def mean_length(chat, model):
 
 
 def test_grpo_raises_a_simple_reward_and_a_huge_beta_keeps_the_policy(chat, policy, taught):
-    update = {"steps": 8, "batch": 2, "samples": 4, "learning_rate": 5e-3}
+    update = {"steps": 6, "batch": 2, "samples": 4, "learning_rate": 8e-3}
     steps = train_language_grpo(policy, chat, ROWS, shorter, LanguageUpdate(beta=0.01, **update))
     before, after = mean_length(chat, taught), mean_length(chat, policy)
-    assert after < before - 1
-    assert np.mean([step["reward"] for step in steps[-3:]]) > np.mean([step["reward"] for step in steps[:3]])
+    assert after < before - 0.5
+    assert np.mean([step["reward"] for step in steps[-2:]]) > steps[0]["reward"]
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert steps[-1]["kl"] > 0.001
     still = with_adapter(copy.deepcopy(taught))
@@ -430,7 +430,7 @@ def test_grpo_raises_a_simple_reward_and_a_huge_beta_keeps_the_policy(chat, poli
 @pytest.mark.parametrize("method", ["dpo", "grpo"])
 def test_the_same_seed_gives_the_same_weights(chat, taught, method):
     def weights(seed):
-        model, update = with_adapter(copy.deepcopy(taught), seed), LanguageUpdate(steps=2, batch=2, seed=seed)
+        model, update = with_adapter(copy.deepcopy(taught), seed), LanguageUpdate(steps=1, batch=2, seed=seed)
         if method == "dpo":
             train_language_dpo(model, chat, preference_dataset(WHOLE), update)
         else:
@@ -479,6 +479,7 @@ CHAIN = LanguageChain(
     name="tiny",
     learn=8,
     held_out=4,
+    samples=8,
     methods=(
         LanguageMethod(name="dpo", method="dpo", steps=1, batch=2),
         LanguageMethod(name="grpo", method="grpo", steps=1, batch=2),
@@ -493,12 +494,11 @@ def done(chat, taught, tmp_path_factory):
     (folder / "squad").mkdir()
     articles = []
     for one in ROWS:
-        spans = [
-            {"text": t, "answer_start": s}
-            for t, s in zip(*(one["answers"][k] for k in ("text", "answer_start")), strict=True)
-        ]
-        question = {"id": one["id"], "question": one["question"], "answers": spans}
-        articles.append({"title": one["id"], "paragraphs": [{"context": one["context"], "qas": [question]}]})
+        columns = (one["answers"]["text"], one["answers"]["answer_start"])
+        spans = [{"text": text, "answer_start": start} for text, start in zip(*columns, strict=True)]
+        asked = [one["question"], "Where does it stand?"]
+        questions = [{"id": f"{one['id']}-{i}", "question": text, "answers": spans} for i, text in enumerate(asked)]
+        articles.append({"title": one["id"], "paragraphs": [{"context": one["context"], "qas": questions}]})
     (folder / "squad" / "dev-v1.1.json").write_text(json.dumps({"version": "1.1", "data": articles}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QA_DATA_DIR", str(folder))
@@ -508,7 +508,7 @@ def done(chat, taught, tmp_path_factory):
 
 def test_a_chain_records_before_and_after_on_articles_of_their_own(done):
     _, run = done
-    assert run.questions == {"learn": 5, "stop": 1, "held out": 2, "left out": 0}
+    assert run.questions == {"learn": 8, "stop": 2, "held out": 4, "left out": 0}
     assert list(run.methods) == ["dpo", "grpo"]
     assert len(set(run.titles)) == 2
     assert run.before.array("kl") == pytest.approx(0, abs=1e-3)
@@ -544,9 +544,9 @@ def test_another_chain_of_the_name_is_refused_and_without_trl_none_begins(done, 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda raw: raw["before"]["kl"].pop(), "do not fit the 2 held-out questions"),
-        (lambda raw: raw["methods"]["dpo"]["final"]["f1"].append(0.5), "do not fit the 2 held-out questions"),
-        (lambda raw: raw["titles"].pop(), "do not fit the 2 held-out questions"),
+        (lambda raw: raw["before"]["kl"].pop(), "do not fit the 4 held-out questions"),
+        (lambda raw: raw["methods"]["dpo"]["final"]["f1"].append(0.5), "do not fit the 4 held-out questions"),
+        (lambda raw: raw["titles"].pop(), "do not fit the 4 held-out questions"),
         (lambda raw: raw["methods"].pop("dpo"), "the methods are not those of the chain"),
         (lambda raw: raw["chain"]["methods"][0].update(name="grpo"), "two methods have one name"),
         (lambda raw: raw.update(more=1), "more: Extra inputs"),

@@ -8,7 +8,7 @@ if it ended.
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,7 +48,7 @@ class Asked:
 
 # ---- writing and reading ---------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def frozen(model: nn.Module) -> Any:
+def frozen(model: nn.Module) -> Iterator[None]:
     """The model as it was before any adapter: what is the reference of an update."""
     with model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext():  # type: ignore[operator]
         yield
