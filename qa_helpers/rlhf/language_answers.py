@@ -179,8 +179,11 @@ def _read_on(model: Any, read: _Read, answers: Sequence[Sequence[int]]) -> tuple
         past_key_values=read.cache,
         output_hidden_states=True,
     )
-    logits = torch.cat([read.logits[:, None], output.logits[:, :-1].float()], 1)
-    log_p = (logits / TEMPERATURE).log_softmax(2).gather(2, ids[..., None])[..., 0].masked_fill(~inside, 0).sum(1)
+    found = []
+    for i, one in enumerate(answers):  # one at a time: of all together, the vocabulary's floats would fill a GiB
+        logits = torch.cat([read.logits[i, None], output.logits[i, : len(one) - 1].float()])
+        found.append((logits / TEMPERATURE).log_softmax(1).gather(1, ids[i, : len(one), None]).sum())
+    log_p = torch.stack(found)
     last = output.hidden_states[-1][torch.arange(len(answers), device=device), lengths - 1]
     return log_p.cpu(), last.float().cpu()
 

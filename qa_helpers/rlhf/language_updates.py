@@ -25,7 +25,7 @@ from qa_helpers.statistics import Interval, bootstrap_mean
 from qa_helpers.tuning import ModelError, set_trainable
 
 TRL = "trl==1.16.0"
-AT_ONCE = 4  # answers in one forward and backward pass; a step adds up as many passes as it takes
+AT_ONCE = 2  # answers in one forward and backward pass, for memory; a step adds up as many passes as it takes
 LOGGED = ("loss", "reward", "kl", "completions/mean_length", "rewards/margins", "rewards/accuracies")
 
 
@@ -137,10 +137,11 @@ def train_language_grpo(
 
     if len(rows) < update.batch:
         raise ModelError(f"a step takes {update.batch} questions; got {len(rows)}")
+    per_pass = math.gcd(AT_ONCE, update.samples)
     with tempfile.TemporaryDirectory() as folder:
         arguments = trl.GRPOConfig(
-            per_device_train_batch_size=update.samples,  # the answers to one question
-            gradient_accumulation_steps=update.batch,
+            per_device_train_batch_size=per_pass,
+            gradient_accumulation_steps=update.batch * update.samples // per_pass,
             num_generations=update.samples,
             max_completion_length=MAX_NEW_TOKENS,
             temperature=TEMPERATURE,
