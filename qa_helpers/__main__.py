@@ -61,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     chain_.add_argument("chain", help="a chain that has a name, such as class-rlhf-seed0, or a JSON file")
     chain_.add_argument("--folder", type=Path, help="runs folder, which holds the reference's run, too")
     chain_.add_argument("--record", type=Path, help="also write the record to this file")
+    words = "Run a chain of RLHF on a language model: answers, reward model, DPO, GRPO, record. Needs trl."
+    written = add("language-chain", language_chain, words)
+    written.add_argument("chain", help="a chain that has a name, such as quick-language-seed0, or a JSON file")
+    written.add_argument("--folder", type=Path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
+    written.add_argument("--record", type=Path, help="also write the record to this file")
     three = add("report", report, "Print recorded runs as a Markdown table.")
     three.add_argument("records", nargs="+", metavar="RECORD", type=Path)
     three.add_argument("--picture", type=Path, help="also draw EM with intervals, a PNG file")
@@ -153,6 +158,27 @@ def chain(options: argparse.Namespace) -> int:
     if options.record:
         write_chain(result, options.record)
     print(format_chain(result))
+    return 0
+
+
+def language_chain(options: argparse.Namespace) -> int:
+    """Run one chain of RLHF on a language model and print what came of it."""
+    from qa_helpers.files import read_json, write_atomically
+    from qa_helpers.records import RecordError, parse
+    from qa_helpers.rlhf.language_chains import named_language_chains, run_language_chain
+    from qa_helpers.rlhf.language_records import LanguageChain, format_language_chain
+
+    named = named_language_chains()
+    if options.chain in named:
+        plan = named[options.chain]
+    elif Path(options.chain).suffix == ".json":
+        plan = parse(LanguageChain, read_json(options.chain, RecordError), options.chain)
+    else:
+        raise RecordError(f"there is no chain '{options.chain}'; those that have names: {', '.join(named)}")
+    result = run_language_chain(plan, options.folder)
+    if options.record:
+        write_atomically(options.record, result.model_dump_json() + "\n")
+    print(format_language_chain(result))
     return 0
 
 

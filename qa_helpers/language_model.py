@@ -20,6 +20,9 @@ from qa_helpers.models import PACKAGED
 from qa_helpers.tuning import ModelError
 
 REQUEST = "{context}\n\nQuestion: {question}\nAnswer with a few words from the text above, nothing else."
+TEMPLATE_OPTIONS = {
+    "sanitize_control_tokens": True
+}  # what a passage says is text, also where it spells a control token
 IGNORED = -100  # the label that the loss leaves out
 MAX_PROMPT = 2048  # tokens; SQuAD's longest passages take about 900
 MAX_NEW_TOKENS = 32  # as many as an answer span may have, and the end
@@ -103,6 +106,11 @@ def continuation_probability(model: nn.Module, tokenizer: Any, text: str, contin
 
 
 # ---- answering -------------------------------------------------------------------------------------------------
+def prompt_messages(row: dict[str, Any]) -> list[dict[str, str]]:
+    """A question and its passage as the messages that the chat template takes: one, the user's."""
+    return [{"role": "user", "content": REQUEST.format(context=row["context"], question=row["question"])}]
+
+
 def prompt_tokens(tokenizer: Any, row: dict[str, Any]) -> list[int]:
     """A question and its passage as the tokens after which the model's answer begins.
 
@@ -111,12 +119,8 @@ def prompt_tokens(tokenizer: Any, row: dict[str, Any]) -> list[int]:
     Raises:
         DataError: if they take more than `MAX_PROMPT` tokens.
     """
-    content = REQUEST.format(context=row["context"], question=row["question"])
     ids: list[int] = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        sanitize_control_tokens=True,
-        return_dict=False,
+        prompt_messages(row), add_generation_prompt=True, return_dict=False, **TEMPLATE_OPTIONS
     )
     if len(ids) > MAX_PROMPT:
         raise DataError(

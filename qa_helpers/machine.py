@@ -21,7 +21,7 @@ MIB = 2**20
 
 
 def quiet() -> None:
-    """Silence the progress bars and warnings of transformers, datasets and the Hub client; errors still show.
+    """Silence the progress bars and warnings of transformers, datasets, trl and the Hub client; errors still show.
 
     The one place where the package does this. What a reader must know of the silenced text (that a span head is
     newly initialised, say) the notebooks say in words.
@@ -34,8 +34,9 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets|huggingface_hub|peft)(\.|$)")
+    for name in ("huggingface_hub", "trl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets|huggingface_hub|peft|trl)(\.|$)")
 
 
 def progress_bar(*iterable: Any, **options: Any) -> Any:
