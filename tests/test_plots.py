@@ -5,6 +5,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
 
 from qa_helpers import plots
 from qa_helpers.checks import check
@@ -163,3 +165,20 @@ def test_check_prints_or_fails(capsys: pytest.CaptureFixture[str]) -> None:
         check("EM", 3.9, above=30)
     with pytest.raises(AssertionError):
         check("EM", float("nan"), above=30)
+
+
+def test_an_image_in_a_notebook_carries_the_figure_in_words(run: Run) -> None:
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    try:
+        select_figure_formats(shell, {"png"})
+        for _ in range(2):  # the second figure is told once, too
+            figure = plots.losses({"a run": run}, "It falls").figure
+            data, more = shell.display_formatter.format(figure)
+            assert more["image/png"] == {"alt": "It falls; training loss (nats) against optimizer step"}
+            assert data["image/png"].startswith(("iVBOR", b"\x89PNG"))
+        assert plots.in_words(plots.epochs(run, "Two panels")) == (
+            "Two panels; loss: loss (nats) against epoch; EM and F1: score (%) against epoch"
+        )
+    finally:
+        InteractiveShell.clear_instance()
