@@ -32,7 +32,7 @@ test-browser: $(READY) chromium  ## drive every notebook in JupyterLab and Chrom
 
 chromium:  ## install Chromium for the browser tests, where there is none and apt-get can
 	command -v chromium || command -v chromium-browser || command -v google-chrome || \
-	    { apt-get update && apt-get install --yes --no-install-recommends chromium; } || \
+	    { apt-get -o Acquire::http::Timeout=20 update && apt-get install --yes --no-install-recommends chromium; } || \
 	    echo "Chromium could not be installed: install it yourself, or the browser tests are skipped" >&2
 
 pictures: $(READY)  ## renew the README's screenshots (needs Chromium)
