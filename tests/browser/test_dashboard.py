@@ -48,14 +48,17 @@ def use_every_input(notebook: NotebookPage) -> None:
     expect(rows).to_have_count(3)
     expect(rows.locator("td:first-child")).to_have_text(names[:3])
 
+    compared = output.locator("table").filter(has_text="Who was right")
+    wrong = output.locator("table").filter(has_text="wrong answers of")
+    expect(compared).to_contain_text(f"first right ({names[0]})")
+    expect(wrong.locator("caption")).to_contain_text(f"wrong answers of {names[0]}")
+
     choose(output, "First run", names[1])
     choose(output, "Second run", names[2])
-    compared = output.locator("table").filter(has_text="Who was right")
     expect(compared).to_contain_text(f"first right ({names[1]})")
     expect(compared).to_contain_text(f"second right ({names[2]})")
 
     choose(output, "Wrong answers of", names[2])
-    wrong = output.locator("table").filter(has_text="wrong answers of")
     expect(wrong.locator("caption")).to_contain_text(f"wrong answers of {names[2]}")
     choose(output, "Category", "too long")
     expect(wrong.locator("tbody tr td:last-child").first).to_have_text("too long")
