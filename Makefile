@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: run test lab check notebooks records benchmark faults format clean help
+.PHONY: run test test-browser chromium pictures lab check notebooks records benchmark faults format clean help
 .DEFAULT_GOAL := help
 
 # Installs once; again only when one of these files changes.
@@ -26,6 +26,19 @@ test: $(READY)  ## style, types, unit tests and notebooks
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-browser: $(READY) chromium  ## drive every notebook in JupyterLab and Chromium; screenshots in build/browser/
+	$(BIN)/python -m pytest tests/browser -m browser
+
+chromium:  ## install Chromium for the browser tests, where there is none and apt-get can
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	    { apt-get -o Acquire::http::Timeout=20 update && apt-get install --yes --no-install-recommends chromium; } || \
+	    echo "Chromium could not be installed: install it yourself, or the browser tests are skipped" >&2
+
+pictures: $(READY)  ## renew the README's screenshots (needs Chromium)
+	$(BIN)/python -m pytest tests/browser -m "browser and not whole"
+	cp build/browser/playground-two-models.png records/playground.png
+	cp build/browser/dashboard.png records/dashboard.png
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
@@ -54,4 +67,4 @@ clean:  ## remove the environment and all that can be made anew; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

@@ -23,9 +23,46 @@ BLUE, ORANGE, GREEN, PINK, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#C
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION)
 
 
+def _figure(*shape: int, **options: Any) -> tuple[Figure, Any]:
+    """A figure and its axes; a notebook keeps what it shows in words, too."""
+    made: tuple[Figure, Any] = plt.subplots(*shape, layout="constrained", **options)
+    _keep_words()
+    return made
+
+
+def in_words(figure: Figure) -> str:
+    """A figure's title and what is on its axes: the text for who does not see it."""
+    parts = [figure.get_suptitle()]
+    for axes in figure.axes:
+        labels = " against ".join(filter(None, [axes.get_ylabel(), axes.get_xlabel()]))
+        parts.append(": ".join(filter(None, [axes.get_title(), labels])))
+    return "; ".join(filter(None, parts))
+
+
+def _keep_words() -> None:
+    """Once a kernel: have the images of figures carry them in words, as an HTML copy of the notebook shows them."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    formatter = shell.display_formatter.formatters["image/png"] if shell else None
+    if formatter is None or Figure not in formatter:
+        return  # no notebook
+    draw = formatter.lookup_by_type(Figure)
+    if hasattr(draw, "keeps_words"):
+        return
+
+    def draw_and_say(figure: Figure) -> Any:
+        drawn = draw(figure)
+        image, more = drawn if isinstance(drawn, tuple) else (drawn, {})
+        return (image, {**more, "alt": in_words(figure)}) if image else None
+
+    draw_and_say.keeps_words = True  # type: ignore[attr-defined]
+    formatter.for_type(Figure, draw_and_say)
+
+
 def _axes(title: str, x: str, y: str, ax: Axes | None = None, size: tuple[float, float] = (7, 3.2)) -> Axes:
     if ax is None:
-        figure, ax = plt.subplots(figsize=size, layout="constrained")
+        figure, ax = _figure(figsize=size)
         figure.suptitle(title, fontsize="medium")  # over the whole width: beside long labels an axes' own is cut
     else:
         ax.set_title(title, fontsize="medium")
@@ -71,7 +108,7 @@ def lines(
 
 def epochs(run: Run, title: str) -> Figure:
     """Loss, EM and F1 after every epoch, on training questions (dashed) and on validation questions."""
-    figure, panels = plt.subplots(1, 2, figsize=(8.5, 3.2), layout="constrained")
+    figure, panels = _figure(1, 2, figsize=(8.5, 3.2))
     number = [epoch.epoch for epoch in run.epochs]
     loss = _axes("loss", "epoch", "loss (nats)", panels[0])
     scores = _axes("EM and F1", "epoch", "score (%)", panels[1])

@@ -220,6 +220,15 @@ FIGURE = "display({'image/png': 'aGVsbG8=', 'image/svg+xml': '<svg>2</svg>', 'te
 STORED_FIGURE = new_output(
     "display_data", {"image/png": "d29ybGQ=", "image/svg+xml": "<svg>1</svg>", "text/plain": "<Figure>"}
 )
+EMBEDDED = (
+    """display({{'text/html': '<img src="data:image/png;base64,{}" alt="one">', 'text/plain': '<x>'}}, raw=True)"""
+)
+
+
+def embedded(image: str, alt: str = "one") -> dict[str, str]:
+    return {"text/html": f'<img src="data:image/png;base64,{image}" alt="{alt}">', "text/plain": "<x>"}
+
+
 PUBLISH = "from qa_helpers.checks import publish\npublish(EM=38.8, n=206)"
 PUBLISHED = new_output("display_data", {FIGURES_MIME: {"EM": 39.0, "n": 206}, "text/plain": "EM 39.0 · n 206"})
 ENVIRONMENT = """\
@@ -241,6 +250,7 @@ GOOD = {
     ),
     "published figures": cell(PUBLISH, PUBLISHED, tags=TAGGED),
     "a figure": cell(FIGURE, STORED_FIGURE),
+    "a figure within HTML": cell(EMBEDDED.format("d29ybGQ="), new_output("display_data", embedded("aGVsbG8="))),
     "a trailing semicolon": cell("1 + 1;"),
     "clear_output": cell(CLEARED, printed("second\n")),
     "an updated display": cell(UPDATED, displayed(text__plain="'two'"), printed("between\n")),
@@ -261,6 +271,9 @@ BAD = {
     "an integer under tolerance": cell("print('206 of 38.8')", printed("207 of 38.8\n"), tags=["nbval-tol:abs=4"]),
     "text under tolerance": cell("print('ok 0.5')", printed("no 0.5\n"), tags=TAGGED),
     "a missing figure": cell("pass", STORED_FIGURE, tags=TAGGED),
+    "other text beside a figure within HTML": cell(
+        EMBEDDED.format("d29ybGQ="), new_output("display_data", embedded("aGVsbG8=", "another"))
+    ),
     "one published, two stored": cell(PUBLISH, PUBLISHED, PUBLISHED, tags=TAGGED),
     "no stored run": cell("print('never stored')", run=None),
     "an exception": cell("raise KeyError('gone')"),
@@ -335,6 +348,7 @@ def test_cell_passes(judged: tuple[Path, dict[str, list[Outcome]]], name: str) -
         ("an integer under tolerance", "206 of 38.8"),
         ("text under tolerance", "ok 0.5"),
         ("a missing figure", "Missing output fields"),
+        ("other text beside a figure within HTML", "another"),
         ("one published, two stored", "dissimilar number of outputs"),
         ("no stored run", "python -m qa_helpers notebooks --refresh bad/n.ipynb"),
         ("an exception", "KeyError"),

@@ -128,6 +128,20 @@ def has_unique_ids(notebook: Notebook) -> Iterator[str]:
             yield f"{count} cells have the id {cell_id!r}"
 
 
+def says_how_long_it_takes(notebook: Notebook) -> Iterator[str]:
+    first = notebook["cells"][0] if notebook["cells"] else {"source": ""}
+    if not re.search(r"\bminutes?\b.*\bquick scale\b|\bminutes?\b.*\bCPU cores\b", source(first)):
+        yield "its first cell does not say how many minutes it takes on two CPU cores"
+
+
+def links_to_its_neighbours(notebook: Notebook, before: str | None, after: str | None) -> Iterator[str]:
+    """Whether its first and its last cell link to the notebooks before and after it, by their files' names."""
+    for place, cell in (("first", notebook["cells"][0]), ("last", notebook["cells"][-1])):
+        for neighbour in filter(None, (before, after)):
+            if f"]({neighbour})" not in source(cell):
+                yield f"its {place} cell does not link to {neighbour}"
+
+
 def is_valid(notebook: Notebook) -> Iterator[str]:
     for error in iter_validate(copy.deepcopy(notebook)):
         yield f"not valid: {error.message} at {'/'.join(map(str, error.absolute_path))}"
@@ -144,6 +158,7 @@ CHECKS: list[Check] = [
     folds_solutions,
     names_the_python3_kernel,
     has_unique_ids,
+    says_how_long_it_takes,
     is_valid,
 ]
 
@@ -182,7 +197,7 @@ def notebook_of(*cells: dict[str, Any], kernel: str = "python3") -> Notebook:
 
 
 GOOD = notebook_of(
-    markdown("# Title\n\nWhat to expect; see https://example.org/home/page."),
+    markdown("# Title\n\nWhat to expect; see https://example.org/home/page. **Two minutes** on two CPU cores."),
     code("print(1)", printed("EM 38.8 / 46.1 and/or data/dev.json, 2016-02-07, https://example.org/a/b/c\n")),
     markdown("## Exercises\n\nTwo of them."),
     markdown("### Exercise 1\n\nDo it.\n\n```python\n# Exercise in a comment\n```"),
@@ -227,6 +242,7 @@ FAULTS: list[tuple[Check, Notebook]] = [
     (folds_solutions, notebook_of(markdown("## Exercise 1"), markdown("## B\n<details>x</details>"))),
     (names_the_python3_kernel, notebook_of(kernel="conda-env")),
     (has_unique_ids, notebook_of(code("1", id="same"), code("2", id="same"))),
+    (says_how_long_it_takes, notebook_of(markdown("# Title"), markdown("Two minutes on two CPU cores."))),
     (is_valid, notebook_of(code("1", tagged="nbval-tol:rel=0.1,abs=1"))),
     (is_valid, notebook_of({"cell_type": "code", "source": ""})),
 ]
@@ -255,3 +271,17 @@ def test_notebook(path: Path, check: Check) -> None:
     notebook = json.loads(path.read_text(encoding="utf-8"))
     problems = [f"{path.name}: {problem}" for problem in check(notebook)]
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("place", range(len(NOTEBOOKS)), ids=[path.stem for path in NOTEBOOKS])
+def test_notebook_links_to_its_neighbours(place: int) -> None:
+    before = NOTEBOOKS[place - 1].name if place else None
+    after = NOTEBOOKS[place + 1].name if place + 1 < len(NOTEBOOKS) else None
+    notebook = json.loads(NOTEBOOKS[place].read_text(encoding="utf-8"))
+    assert list(links_to_its_neighbours(notebook, before, after)) == []
+
+
+def test_a_missing_link_is_found() -> None:
+    both = notebook_of(markdown("[← a](a.ipynb) · [c →](c.ipynb)"), markdown("[← a](a.ipynb)"))
+    assert list(links_to_its_neighbours(both, "a.ipynb", None)) == []
+    assert list(links_to_its_neighbours(both, "a.ipynb", "c.ipynb")) == ["its last cell does not link to c.ipynb"]

@@ -17,6 +17,7 @@ PACKAGE = Path(qa_helpers.__file__).parent
 # Each module imports only from those above it; a package stands here as one.
 ORDER = [
     "files",
+    "first_cell",
     "machine",
     "data",
     "cloze",

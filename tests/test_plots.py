@@ -5,6 +5,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
 
 from qa_helpers import plots
 from qa_helpers.checks import check
@@ -172,3 +174,20 @@ def test_lines_of_one_kind_look_the_same_and_stand_in_the_legend_once() -> None:
     one, same, other = ((line.get_color(), line.get_marker()) for line in ax.lines)
     assert one == same != other
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["PPO", "DPO"]
+
+
+def test_an_image_in_a_notebook_carries_the_figure_in_words(run: Run) -> None:
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    try:
+        select_figure_formats(shell, {"png"})
+        for _ in range(2):  # the second figure is told once, too
+            figure = plots.losses({"a run": run}, "It falls").figure
+            data, more = shell.display_formatter.format(figure)
+            assert more["image/png"] == {"alt": "It falls; training loss (nats) against optimizer step"}
+            assert data["image/png"].startswith(("iVBOR", b"\x89PNG"))
+        assert plots.in_words(plots.epochs(run, "Two panels")) == (
+            "Two panels; loss: loss (nats) against epoch; EM and F1: score (%) against epoch"
+        )
+    finally:
+        InteractiveShell.clear_instance()

@@ -2,6 +2,7 @@
 
 import html
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,34 @@ def test_runs_on_other_questions_stand_side_by_side_but_are_not_compared(runs: d
     assert "was not asked 'random-500'" in words(widget.wrong.value)
     widget.wrong_of.value = "squad"
     assert wrong_answers(squad, "random-500")[0].article in words(widget.wrong.value)
+
+
+def test_an_input_that_changes_meanwhile_in_another_thread_is_followed(
+    widget: Dashboard, runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second, third = list(runs)[1:]
+    shows, goes_on = threading.Event(), threading.Event()
+    compared = widget._comparison
+
+    def slowly() -> str:
+        shown = compared()
+        shows.set()
+        assert goes_on.wait(60)
+        return shown
+
+    monkeypatch.setattr(widget, "_comparison", slowly)
+    one = threading.Thread(target=lambda: setattr(widget.metric, "value", "f1"))
+    one.start()
+    assert shows.wait(60)
+    monkeypatch.setattr(widget, "_comparison", compared)
+    other = threading.Thread(target=lambda: setattr(widget.first, "value", second))
+    other.start()
+    other.join(0.2)  # it waits for the one; without a wait it would be over by now
+    goes_on.set()
+    one.join(60)
+    other.join(60)
+    assert "Choose two runs" in words(widget.comparison.value)
+    assert third not in words(widget.comparison.value)
 
 
 def test_a_run_is_added_beside_the_others(widget: Dashboard, runs: dict[str, Run]) -> None:

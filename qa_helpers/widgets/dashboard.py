@@ -1,6 +1,7 @@
 """The run dashboard: choose runs, and see losses, scores, two of them compared, and what one got wrong; all linked."""
 
 import itertools
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,7 @@ class Dashboard(Shown):
         filters = [self.wrong_of, self.category, self.article]
         self.box = ipywidgets.VBox([*choice, self.scores, *pair, self.comparison, *filters, self.wrong])
         self._updating = False  # while options change one after the other, nothing is shown
+        self._one_at_a_time = threading.RLock()  # JupyterLab hands inputs to the kernel in more than one thread
         self._offer_runs(chosen or list(itertools.islice(self.runs, 2)))
 
     def _make_inputs(self) -> None:
@@ -77,11 +79,12 @@ class Dashboard(Shown):
         self._offer_runs([*shown[: MOST_RUNS - 1], run.experiment.name])
 
     def _offer_runs(self, chosen: Sequence[str]) -> None:
-        self._updating = True
-        self.chosen.options = list(self.runs)
-        self.chosen.value = tuple(chosen)
-        self._updating = False
-        self._follow("runs")
+        with self._one_at_a_time:
+            self._updating = True
+            self.chosen.options = list(self.runs)
+            self.chosen.value = tuple(chosen)
+            self._updating = False
+            self._follow("runs")
 
     def shown(self) -> dict[str, Run]:
         """The runs on show."""
@@ -97,26 +100,30 @@ class Dashboard(Shown):
 
     def _follow(self, what: str) -> None:
         """Show anew what depends on an input of this kind."""
-        if self._updating:
-            return
-        self._updating = True
-        try:
-            if what == "runs":
-                self._offer(self.evaluation, dict.fromkeys(n for run in self.shown().values() for n in run.scores))
-                for one, place in ((self.first, 0), (self.second, 1), (self.wrong_of, 0)):
-                    self._offer(one, self.shown(), place)
-                if self.second.value == self.first.value:
-                    self.second.value = next((n for n in self.shown() if n != self.first.value), self.first.value)
-            if what in ("runs", "scores"):
-                self.scores.value = self._scores()
-            if what in ("runs", "scores", "comparison"):
-                self.comparison.value = self._comparison()
-            if what in ("runs", "scores", "wrong of"):
-                self._offer_filters()
-            if what != "comparison":
-                self.wrong.value = self._wrong()
-        finally:
-            self._updating = False
+        with self._one_at_a_time:
+            if self._updating:  # it is this thread that changes an input
+                return
+            self._updating = True
+            try:
+                self._show_anew(what)
+            finally:
+                self._updating = False
+
+    def _show_anew(self, what: str) -> None:
+        if what == "runs":
+            self._offer(self.evaluation, dict.fromkeys(n for run in self.shown().values() for n in run.scores))
+            for one, place in ((self.first, 0), (self.second, 1), (self.wrong_of, 0)):
+                self._offer(one, self.shown(), place)
+            if self.second.value == self.first.value:
+                self.second.value = next((n for n in self.shown() if n != self.first.value), self.first.value)
+        if what in ("runs", "scores"):
+            self.scores.value = self._scores()
+        if what in ("runs", "scores", "comparison"):
+            self.comparison.value = self._comparison()
+        if what in ("runs", "scores", "wrong of"):
+            self._offer_filters()
+        if what != "comparison":
+            self.wrong.value = self._wrong()
 
     def _offer(self, one: Any, options: Iterable[str], place: int = 0) -> None:
         """Offer other options; what was chosen stays, if it is among them, else the one at this place is."""

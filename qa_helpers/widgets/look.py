@@ -35,6 +35,7 @@ STYLE = f"""<style>
 .qa th, .qa td {{ color: inherit; background: transparent; border: 1px solid var(--jp-border-color1, #bdbdbd);
   padding: 2px 8px; text-align: left; vertical-align: top; overflow-wrap: anywhere; }}
 .qa th {{ overflow-wrap: normal; }}
+.qa td:not(.qa-number) {{ min-width: 6em; }}
 .qa td.qa-number {{ text-align: right; white-space: nowrap; }}
 .qa caption {{ text-align: left; font-weight: bold; padding: 2px 0; color: inherit; }}
 .qa progress {{ accent-color: {BLUE}; vertical-align: middle; }}

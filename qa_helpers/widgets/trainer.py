@@ -32,7 +32,7 @@ from qa_helpers.training import COMPLETE
 from qa_helpers.widgets.look import Shown, block, button, labelled, paragraph, problem, table
 
 POLL_SECONDS = 0.2  # how often the process is looked at
-STOP_SECONDS = 1.5  # what a process that is asked to end gets before it is ended
+STOP_SECONDS = 1.0  # what a process that is asked to end gets before it is ended
 TAIL_BYTES = 8_192  # of what it wrote: its progress bar rewrites one line
 BAR = re.compile(r"(training|answering):\s*\d+%\|[^|]*\|\s*(\d+)/(\d+)")
 METHOD_NAMES = {
