@@ -65,7 +65,6 @@ from qa_helpers.rlhf.language_updates import (
     language_outcome,
     train_language_dpo,
     train_language_grpo,
-    win_rate,
     with_adapter,
     without_adapter,
 )
@@ -466,12 +465,6 @@ def test_an_outcome_of_the_reference_has_no_kl_and_of_a_changed_model_it_is_the_
     shake(policy)
     after = language_outcome(policy, chat, ROWS, reward, samples=3)
     assert after.kl.mean() > 0.1
-
-
-def test_the_win_rate_counts_ties_half():
-    assert win_rate([1, 0.5, 0, 0.2], [0, 0.5, 1, 0.1]).value == pytest.approx(62.5)
-    assert win_rate([0.5, 0.5], [0.5, 0.5], ["a", "b"]) == (50, 50, 50)
-    assert win_rate([1, 1], [0, 0], ["a", "b"]) == (100, 100, 100)
 
 
 # ---- the chain --------------------------------------------------------------------------------------------------

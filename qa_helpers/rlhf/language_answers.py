@@ -21,9 +21,7 @@ from qa_helpers.machine import evaluation_mode, progress_bar
 from qa_helpers.rankings import Ranking
 from qa_helpers.rlhf.preferences import Candidate, Pair, agreement, make_pairs
 
-TEMPERATURE = (
-    0.7  # of the policy, everywhere but in trl's DPO, which has none; at 1, a model this small writes nonsense
-)
+TEMPERATURE = 0.7  # of the policy, but in trl's DPO, which has none; at 1, a model this small writes nonsense
 BATCH_SIZE = 8  # prompts at once; each is read once, however many answers it gets
 
 

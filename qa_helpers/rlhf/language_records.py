@@ -25,8 +25,7 @@ from qa_helpers.records import (
     StrictModel,
     parse,
 )
-from qa_helpers.rlhf.language_updates import win_rate
-from qa_helpers.statistics import bootstrap_mean
+from qa_helpers.statistics import bootstrap_mean, win_rate
 
 FOLDER = "rlhf-language"  # in `records/`
 
@@ -150,7 +149,7 @@ def language_table(run: LanguageChainRun) -> tuple[list[str], list[tuple[str, ..
     for name, columns in {"before": run.before, **{n: result.final for n, result in run.methods.items()}}.items():
         percent = [f"{100 * columns.array(column).mean():.1f}" for column in ("exact_match", "f1", "agreement")]
         kl = bootstrap_mean(columns.array("kl"), clusters=run.titles)
-        won = win_rate(columns.agreement, run.before.agreement, run.titles)
+        won = win_rate(run.before.agreement, columns.agreement, clusters=run.titles).rate
         tokens, reward = (columns.array(column).mean() for column in ("tokens", "reward"))
         shown = f"{kl.value:.2f} [{kl.low:.2f}, {kl.high:.2f}]"
         rows.append((name, *percent, f"{reward:.2f}", shown, f"{tokens:.1f}", "–" if name == "before" else str(won)))

@@ -21,7 +21,6 @@ from qa_helpers.language_model import MAX_NEW_TOKENS, MAX_PROMPT, TEMPLATE_OPTIO
 from qa_helpers.machine import default_device, progress_bar, quiet, set_seed
 from qa_helpers.rlhf.language_answers import TEMPERATURE, ask
 from qa_helpers.rlhf.language_reward import AnswerReward
-from qa_helpers.statistics import Interval, bootstrap_mean
 from qa_helpers.tuning import ModelError, set_trainable
 
 TRL = "trl==1.16.0"
@@ -257,16 +256,3 @@ def language_outcome(
         reward=np.array([float(reward(one.states[1:]).mean().detach()) for one in asked]),
         kl=np.array([ratio[1:].mean() for ratio in ratios]),
     )
-
-
-def win_rate(
-    new: Sequence[float] | np.ndarray, old: Sequence[float] | np.ndarray, articles: Sequence[str] | None = None
-) -> Interval:
-    """How often, in percent, people agree more with the new answer than with the old one; equal ones count half.
-
-    Args:
-        new, old: agreement a question, of the same questions.
-        articles: of the questions; with them, the 95 % interval is for other articles, too.
-    """
-    signs = np.sign(np.asarray(new) - np.asarray(old))
-    return bootstrap_mean(50 * (1 + signs), clusters=articles)

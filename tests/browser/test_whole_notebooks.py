@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from lab import ROOT, Lab, NotebookPage, put
 from playwright.sync_api import expect
-from test_dashboard import use_every_input
-from test_trainer import use_the_trainer
+from test_browser_dashboard import use_every_input
+from test_browser_trainer import use_the_trainer
 
 pytestmark = [pytest.mark.browser, pytest.mark.whole]
 
