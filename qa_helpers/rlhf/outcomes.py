@@ -54,18 +54,20 @@ def outcome(
         reward: what to measure its answers with.
         device: on which policy and reward compute.
     """
-    rewards, kls, actions = [], [], []
-    for at in range(0, len(references), BATCH_SIZE):
-        batch = collate(references[at : at + BATCH_SIZE], device)
+    order = sorted(range(len(references)), key=lambda i: -references[i].question.tokens)  # little padding
+    rewards, kls, actions = np.zeros(len(order)), np.zeros(len(order)), np.zeros(len(order), dtype=int)
+    for at in range(0, len(order), BATCH_SIZE):
+        places = order[at : at + BATCH_SIZE]
+        batch = collate([references[i] for i in places], device)
         log_p = policy(batch)
-        rewards += expectation(log_p, reward(batch)).tolist()
-        kls += exact_kl(log_p, batch.log_ref).tolist()
-        actions += log_p.argmax(1).tolist()
+        rewards[places] = expectation(log_p, reward(batch)).cpu()
+        kls[places] = exact_kl(log_p, batch.log_ref).cpu()
+        actions[places] = log_p.argmax(1).cpu()
     questions = [one.question for one in references]
-    texts = [question.text(action) for question, action in zip(questions, actions, strict=True)]
+    texts = [question.text(action) for question, action in zip(questions, actions.tolist(), strict=True)]
     pairs = [(text, question.row["answers"]["text"]) for text, question in zip(texts, questions, strict=True)]
     matches, overlaps, agreements = (
         np.array([float(score(*pair)) for pair in pairs]) for score in (exact_match, f1, agreement)
     )
-    lengths = np.array([to_span(action)[1] for action in actions])
-    return Outcome(np.array(rewards), np.array(kls), texts, matches, overlaps, agreements, lengths)
+    lengths = np.array([to_span(action)[1] for action in actions.tolist()])
+    return Outcome(rewards, kls, texts, matches, overlaps, agreements, lengths)
