@@ -187,6 +187,6 @@ def test_the_named_chains_can_be_described_and_start_from_named_experiments():
         assert chain.reference in named_experiments()
 
 
-def test_the_courses_chains_are_read():
+def test_the_courses_chains_are_read_and_are_those_that_have_names():
     for name, run in load_chains().items():
-        assert run.chain.name == name
+        assert run.chain == named_chains()[name]

@@ -5,7 +5,7 @@ import pytest
 from rlhf_toys import made_up_chain_run
 
 from qa_helpers.records import RecordError
-from qa_helpers.rlhf.comparison import gain, held_out, share_of_optimum, wins
+from qa_helpers.rlhf.comparison import gain, having, held_out, share_of_optimum, wins
 from qa_helpers.statistics import paired_difference
 
 
@@ -40,6 +40,15 @@ def test_wins_are_by_peoples_agreement(runs):
 def test_the_optimum_has_all_of_what_can_be_gained_and_the_reference_none(runs):
     assert share_of_optimum(runs[0], "optimum, beta 0.1", 0.1) == 1
     assert share_of_optimum(runs[0], "reference", 0.1) == 0
+
+
+def test_those_are_compared_that_have_all_of_the_policies(runs):
+    other = made_up_chain_run(2)
+    more = other.model_copy(update={"policies": other.policies | {"dpo": other.policies["ppo"]}})
+    assert having([*runs, more], "ppo", "reference") == [*runs, more]
+    assert having([*runs, more], "ppo", "dpo") == [more]
+    with pytest.raises(RecordError, match="no chain has all of ppo, dpo"):
+        having(runs, "ppo", "dpo")
 
 
 def test_what_cannot_be_compared_says_why(runs):

@@ -31,6 +31,18 @@ def held_out(runs: Iterable[ChainRun]) -> list[str]:
     return ids
 
 
+def having(runs: Iterable[ChainRun], *names: str) -> list[ChainRun]:
+    """Those of the runs that have all of these policies, so that what is compared rests on the same seeds.
+
+    Raises:
+        RecordError: if none has.
+    """
+    found = [run for run in runs if run.everything.keys() >= set(names)]
+    if not found:
+        raise RecordError(f"no chain has all of {', '.join(names)}; run one whose plan names them")
+    return found
+
+
 def gain(
     runs: Sequence[ChainRun], policy: str, column: str, against: str = "reference", over_articles: bool = False
 ) -> Interval:

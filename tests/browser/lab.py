@@ -46,6 +46,32 @@ FOCUSED = """() => {
     const it = document.activeElement;
     return ((it.labels && it.labels.length ? it.labels[0] : it).textContent || "").trim();
 }"""
+# Every text in a part of the page that can be seen, with the contrast between it and what is behind it (WCAG 2.2).
+CONTRASTS = """(part) => {
+    const numbers = (colour) => { const found = colour.match(/[\\d.]+/g).map(Number); return [...found, 1].slice(0, 4); };
+    const mix = (over, under) => over.slice(0, 3).map((it, i) => it * over[3] + under[i] * (1 - over[3]));
+    const behind = (element) => {
+        const style = getComputedStyle(element), colour = numbers(style.backgroundColor);
+        if (style.backgroundImage !== "none") return null;
+        if (colour[3] === 1 || !element.parentElement) return colour.slice(0, 3);
+        const under = behind(element.parentElement);
+        return under && mix(colour, under);
+    };
+    const linear = (it) => it <= 10.31475 ? it / 3294.6 : ((it / 255 + 0.055) / 1.055) ** 2.4;
+    const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+    const found = [], walker = document.createTreeWalker(part, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const element = walker.currentNode.parentElement, text = walker.currentNode.textContent.trim();
+        if (!text || !element.getClientRects().length || ["STYLE", "OPTION"].includes(element.tagName)) continue;
+        const under = behind(element);
+        if (!under) continue;  // a pattern: looked at on the pictures
+        const pair = [light(mix(numbers(getComputedStyle(element).color), under)), light(under)];
+        found.push([(Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05), text]);
+    }
+    return found;
+}"""
+READABLE = 4.5  # times as light as what is behind it, or as dark: WCAG 2.2, level AA
+THEMES = ("JupyterLab Dark", "JupyterLab Light")  # the last one is the one that the other tests see
 CELLS_MS = 1_800_000  # for a notebook to run to its end
 
 
@@ -143,6 +169,28 @@ class NotebookPage:
             if self.page.evaluate(FOCUSED) == name:
                 return
         raise AssertionError(f"{MOST_TABS} times Tab did not lead to {name!r}")
+
+    def run_cell(self, source: str) -> None:
+        """Run the one code cell whose source holds a text once more, and wait for it."""
+        cell = self.cells.filter(has_text=source).last
+        prompt = cell.locator(".jp-InputPrompt")
+        before = prompt.inner_text()
+        cell.locator(".cm-content").click()
+        self.page.keyboard.press("Control+Enter")
+        expect(prompt).not_to_have_text(before)
+        expect(prompt).to_have_text(re.compile(r"\[\d+\]:"))
+
+    def is_readable_in_both_themes(self, name: str, part: Any) -> None:
+        """All of our text in a part of the page stands out from what is behind it; a picture of each theme is kept."""
+        for theme in THEMES:
+            self.page.get_by_role("menuitem", name="Settings", exact=True).click()
+            for entry in ("Theme", theme):  # by text: JupyterLab's submenus have a role without a name
+                self.page.locator(".lm-Menu-itemLabel").filter(has_text=re.compile(f"^{entry}$")).click()
+            expect(self.page.locator("body")).to_have_attribute("data-jp-theme-name", theme)
+            self.shot(f"{name}-{theme.split()[-1].lower()}", part)
+            found = [one for block in part.locator(".qa").all() for one in block.evaluate(CONTRASTS)]
+            assert found
+            assert [one for one in found if one[0] < READABLE] == []
 
     def has_no_error(self) -> None:
         """No cell shows an exception."""

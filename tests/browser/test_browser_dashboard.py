@@ -80,6 +80,7 @@ def use_every_input(notebook: NotebookPage) -> None:
     listed.focus()
     notebook.page.keyboard.press("End")
     expect(rows.locator("td:first-child")).to_have_text(names[-1:])
+    notebook.is_readable_in_both_themes("dashboard-theme", output)
 
 
 def alt_of(name: str) -> Any:

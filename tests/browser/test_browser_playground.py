@@ -81,6 +81,13 @@ def test_own_text_is_typed_and_answered(output: Any) -> None:
     expect(output.get_by_role("alert")).to_have_text("⚠ the question is empty: type or pick one")
 
 
+def test_it_is_readable_in_both_themes(notebook: NotebookPage, output: Any) -> None:
+    output.get_by_label("Compare with", exact=True).select_option(label="untrained")
+    output.get_by_role("button", name="Ask", exact=True).click()
+    expect(answers(output)).to_have_count(2)
+    notebook.is_readable_in_both_themes("playground-theme", output)
+
+
 def test_without_a_mouse(notebook: NotebookPage, output: Any) -> None:
     keyboard = notebook.page.keyboard
     output.get_by_label("Model", exact=True).focus()  # where the Tab key leads to from the cell above

@@ -44,7 +44,7 @@ def test_every_button_by_mouse(ranking: tuple[NotebookPage, Path]) -> None:
     output = notebook.output("RankingWidget")
     expect(output).to_contain_text("0 of 4 done, by ada")
     expect(output.locator("mark")).to_have_count(2)
-    notebook.shot("ranking", output)
+    notebook.is_readable_in_both_themes("ranking", output)
     for done, name in enumerate(("A is better", "B is better", "Tie", "Skip"), 1):
         output.get_by_role("button", name=name, exact=True).click()
         expect(output).to_contain_text(f"{done} of 4 done")

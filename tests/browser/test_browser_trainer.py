@@ -61,6 +61,7 @@ def use_the_trainer(notebook: NotebookPage) -> None:
     expect(status).to_have_text(
         re.compile(r"finished: panel-quick-100-2ep-all-lr0\.0003-seed0: EM \d"), timeout=CELLS_MS
     )
+    notebook.is_readable_in_both_themes("trainer-theme", output)
 
 
 def step_after(steps: int) -> str:

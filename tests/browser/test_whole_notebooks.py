@@ -28,6 +28,8 @@ def test_a_notebook_runs_to_its_end(path: Path, lab: Lab, page: Any) -> None:
         use_the_trainer(notebook)
     if path.stem.startswith("03"):
         use_every_input(notebook)
+    if path.stem.startswith("04"):
+        rank_a_pair(notebook)
 
 
 def use_two_models(notebook: NotebookPage) -> None:
@@ -38,3 +40,15 @@ def use_two_models(notebook: NotebookPage) -> None:
     output.get_by_role("button", name="Ask", exact=True).click()
     expect(output.locator(".qa-text").first).to_have_text("Question: Who wrote it?")
     expect(named).to_have_text(["trained", "untrained"])
+
+
+def rank_a_pair(notebook: NotebookPage) -> None:
+    output = notebook.output("RankingWidget(rankings.RankingSession(both[:20]")
+    expect(output).to_contain_text("0 of 20 done")
+    output.get_by_role("button", name="A is better", exact=True).click()
+    expect(output).to_contain_text("1 of 20 done")
+    counted = "rankings of yours"
+    expect(notebook.output(counted)).to_contain_text(f"0 {counted}")
+    notebook.run_cell(counted)
+    expect(notebook.output(counted)).to_contain_text(f"1 {counted}")
+    notebook.is_readable_in_both_themes("whole-04_ranking", output)
