@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_model import tiny_language_model
+from transformers import LlamaForCausalLM
 
 from qa_helpers import language_model
 from qa_helpers.data import DataError
@@ -57,21 +58,7 @@ def chat():
 @pytest.fixture(scope="module")
 def tiny(chat):
     """A random model of SmolLM2's kind and vocabulary, float32, that no test changes."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(chat),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        bos_token_id=chat.bos_token_id,
-        eos_token_id=chat.eos_token_id,
-        pad_token_id=chat.pad_token_id,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_language_model(chat).eval()
 
 
 @pytest.fixture(scope="module")

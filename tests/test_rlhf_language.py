@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.utils import _telemetry
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_model import tiny_language_model
 
 from qa_helpers.__main__ import main
 from qa_helpers.language_model import (
@@ -93,21 +93,7 @@ def chat():
 @pytest.fixture(scope="module")
 def taught(chat):
     """The tiny model, float32, which no test changes."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(chat),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        bos_token_id=chat.bos_token_id,
-        eos_token_id=chat.eos_token_id,
-        pad_token_id=chat.pad_token_id,
-    )
-    model = LlamaForCausalLM(config)
+    model = tiny_language_model(chat)
     whole = [{**one, "answers": {"text": [one["context"]]}} for one in ROWS]
     batch = AnswerCollator(chat)(training_features(ROWS + whole, chat))
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)

@@ -48,7 +48,7 @@ FOCUSED = """() => {
 }"""
 # Every text in a part of the page that can be seen, with the contrast between it and what is behind it (WCAG 2.2).
 CONTRASTS = """(part) => {
-    const numbers = (colour) => { const found = colour.match(/[\\d.]+/g).map(Number); return [...found, 1].slice(0, 4); };
+    const numbers = (colour) => [...colour.match(/[\\d.]+/g).map(Number), 1].slice(0, 4);
     const mix = (over, under) => over.slice(0, 3).map((it, i) => it * over[3] + under[i] * (1 - over[3]));
     const behind = (element) => {
         const style = getComputedStyle(element), colour = numbers(style.backgroundColor);
