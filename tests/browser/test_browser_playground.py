@@ -82,6 +82,7 @@ def test_own_text_is_typed_and_answered(output: Any) -> None:
 
 
 def test_it_is_readable_in_both_themes(notebook: NotebookPage, output: Any) -> None:
+    output.get_by_label("Question", exact=True).fill("Who keeps bees?")
     output.get_by_label("Compare with", exact=True).select_option(label="untrained")
     output.get_by_role("button", name="Ask", exact=True).click()
     expect(answers(output)).to_have_count(2)
