@@ -28,8 +28,8 @@ POLICIES = (
 )
 # Of the first seed only, to save half an hour of a CPU core for each other one.
 ONCE = ("ppo-beta-0.3", "ppo-beta-1", "grpo-as-published", "ppo-length-blind")
-# Far from the reference: larger steps, and a KL that costs next to nothing.
-FAR = {"beta": 0.01, "learning_rate": 1e-4}
+# What a reward model must not be: taught by people's answers among themselves, and until it knows these by heart.
+WEAK = RewardPlan(name="weak", rankings="people", stop_early=False)
 
 
 def class_chain(seed: int = 0, scale: Scale = SCALES["class"]) -> Chain:
@@ -44,14 +44,13 @@ def class_chain(seed: int = 0, scale: Scale = SCALES["class"]) -> Chain:
     )
 
 
-def far_chain(seed: int = 0, scale: Scale = SCALES["class"]) -> Chain:
-    """The same with four of its reward models, the policy sent far from the reference: to see which ones hold."""
-    rewards = tuple(plan for plan in REWARDS if plan.name in ("own", "people", "over-trained", "shuffled"))
-    policies = tuple(PolicyPlan(name=f"far-{plan.name}", reward=plan.name, **FAR) for plan in rewards)
-    changed = {"name": f"{scale.name}-rlhf-far-seed{seed}", "rewards": rewards, "policies": policies}
+def weak_chain(seed: int = 0, scale: Scale = SCALES["class"]) -> Chain:
+    """PPO as in `class_chain`, but for a reward model that deserves no trust; and with ten times the price of KL."""
+    policies = (PolicyPlan(name="ppo-weak", reward="weak"), PolicyPlan(name="ppo-weak-beta-1", reward="weak", beta=1.0))
+    changed = {"name": f"{scale.name}-rlhf-weak-seed{seed}", "rewards": (REWARDS[0], WEAK), "policies": policies}
     return class_chain(seed, scale).model_copy(update=changed)
 
 
 def named_chains() -> dict[str, Chain]:
     """The chains that have a name of their own, by name."""
-    return {chain.name: chain for make in (class_chain, far_chain) for chain in map(make, SEEDS)}
+    return {chain.name: chain for make in (class_chain, weak_chain) for chain in map(make, SEEDS)}
