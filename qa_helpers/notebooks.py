@@ -45,7 +45,8 @@ TRACEBACK_LINES = 8  # of a failed cell: its last calls and the error, still rea
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 # The lab template without what needs a network: require.js and mermaid serve outputs that the course does
-# not have, and MathJax loads in the background, so that without a network formulas stay readable as TeX.
+# not have, and MathJax loads in the background, so that without a network formulas stay readable as TeX. And with
+# what a figure's metadata says of it (see `plots`), which the template leaves out.
 OFFLINE_TEMPLATE = """
 {%- extends 'lab/index.html.j2' -%}
 {%- from 'mathjax.html.j2' import mathjax -%}
@@ -53,6 +54,10 @@ OFFLINE_TEMPLATE = """
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}
 {{ mathjax(resources.mathjax_url) | replace('<script src=', '<script async src=') }}
+{%- endblock -%}
+{%- block data_png -%}
+{%- set alt = output | get_metadata('alt', 'image/png') -%}
+{{ super() | replace('<img ', '<img alt="' ~ (alt | escape_html) ~ '" ', 1) if alt else super() }}
 {%- endblock -%}
 """
 

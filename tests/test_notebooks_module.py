@@ -16,10 +16,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from qa_helpers.checks import FIGURES_MIME, format_figures, publish
 from qa_helpers.notebooks import (
+    NotebookRun,
     execute_notebook,
     main,
     notebook_environment,
     read_notebook,
+    write_html,
 )
 
 PUBLISH = """\
@@ -127,6 +129,15 @@ def test_run_leaves_the_notebooks_alone(ran: Command, tmp_path: Path) -> None:
     good = ran.folder / "notebooks" / "good.ipynb"
     assert good.read_text() == (tmp_path / "same" / "good.ipynb").read_text()
     assert "of a former run" in (ran.folder / "notebooks" / "bad.ipynb").read_text()
+
+
+def test_an_html_copy_has_the_words_for_a_figure(tmp_path):
+    told = {"image/png": {"alt": 'EM "by" epoch & size'}}
+    figures = [new_output("display_data", {"image/png": "aGk="}, metadata=more) for more in (told, {})]
+    notebook = new_notebook(cells=[new_code_cell("plot()", outputs=figures)])
+    write_html(NotebookRun(Path("drawn.ipynb"), notebook), tmp_path)
+    page = (tmp_path / "drawn.html").read_text()
+    assert page.count("""alt='EM "by" epoch &amp; size'""") == page.count("No description") == 1
 
 
 def test_user_settings_are_kept(ran: Command) -> None:
