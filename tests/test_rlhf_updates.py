@@ -7,12 +7,12 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from rlhf_toys import made_up_question, normal, random_policy
+from rlhf_toys import made_up_question, made_up_references, normal, random_policy
 
 from qa_helpers.evaluation import MAX_ANSWER_TOKENS, answer, evaluate
 from qa_helpers.rlhf import updates
 from qa_helpers.rlhf.losses import dpo_loss
-from qa_helpers.rlhf.outcomes import outcome
+from qa_helpers.rlhf.outcomes import BATCH_SIZE, outcome
 from qa_helpers.rlhf.policy import closed_form, exact_kl, expectation, objective, one_window, optimum, policy, to_span
 from qa_helpers.rlhf.preferences import answer_actions, flip, make_pairs, policy_candidates, split_by_article
 from qa_helpers.rlhf.reference import Reference, ask_reference, collate
@@ -255,6 +255,21 @@ def test_the_references_outcome_is_what_evaluation_says_of_it(references, tokeni
     assert found.f1.tolist() == pytest.approx([one.f1 for one in expected])
     assert found.means()["f1"] == pytest.approx(100 * np.mean([one.f1 for one in expected]))
     assert found.kl.tolist() == [0] * len(rows)
+
+
+def test_each_question_keeps_its_place_though_long_passages_are_asked_first():
+    references = made_up_references(3 * BATCH_SIZE)
+    reward = RewardModel(references[0].states.shape[1], seed=0)
+
+    def chosen(batch):
+        return closed_form(batch.log_ref, reward(batch), 0.1)
+
+    together, alone = outcome(chosen, references, reward), [outcome(chosen, [one], reward) for one in references]
+    assert together.answers == [text for one in alone for text in one.answers]
+    for name in ("reward", "kl", "exact_match", "f1", "agreement", "tokens"):
+        expected = np.concatenate([getattr(one, name) for one in alone])
+        assert getattr(together, name) == pytest.approx(expected, abs=1e-5), name
+    assert len({one.question.tokens for one in references[:5]}) > 1, "they are in another order when asked"
 
 
 def test_an_outcome_by_hand():
