@@ -12,7 +12,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_table_is_made_from_the_records() -> None:
     begin, end = REPORT_MARKS
     table = README.split(begin)[1].split(end)[0].strip()
-    records = [read_record(path) for path in sorted((ROOT / "records").glob("class-*.json"))]
+    # The runs of ideas, and the one on made-up questions that an idea starts from, have their table in notebook 03.
+    records = [read_record(path) for path in sorted((ROOT / "records").glob("class-[!ci]*.json"))]
     assert records
     assert table == format_report(records)
 
