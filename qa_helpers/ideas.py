@@ -28,11 +28,11 @@ class Trial:
     cost: float  # questions trained on, once an epoch, against the run without it; of all that the idea needs
 
     @property
-    def verdict(self) -> Literal["helps", "hurts", "cannot be told"]:
-        """Whether the interval excludes zero, and on which side."""
+    def verdict(self) -> Literal["better", "worse", "cannot be told"]:
+        """Which of the two runs the interval calls the better one; of these two runs only, see the top."""
         if self.gain.low > 0:
-            return "helps"
-        return "hurts" if self.gain.high < 0 else "cannot be told"
+            return "better"
+        return "worse" if self.gain.high < 0 else "cannot be told"
 
 
 def trials(
@@ -83,7 +83,10 @@ def luck_of_the_best(spread: float, ideas: int, draws: int = 20_000, seed: int =
     """The gain, in points, that the best of several ideas seems to have on average if none does anything.
 
     Args:
-        spread: standard error of one idea's gain, in points: a quarter of its 95 % interval's width is near enough.
+        spread: how far one such idea's run scatters, in points, independently of the others'. By the luck of the
+            seeds, it is the standard deviation of runs that differ in nothing else: not that of a gain of one over
+            another, since all ideas are held against the same run, whose luck moves them all alike. By the luck of
+            the questions, it is at most a gain's standard error, a quarter of its 95 % interval's width or so.
         ideas: how many were tried.
         draws: of the simulation.
         seed: of the draws.

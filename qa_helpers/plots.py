@@ -293,6 +293,7 @@ def scaling(
     title: str,
     held_out: Mapping[int, float] | None = None,
     y: str = "EM (%)",
+    until: float | None = None,
 ) -> Axes:
     """Scores by the number of training questions, a marker a seed, and fitted laws with their 95 % bands for the mean.
 
@@ -302,11 +303,12 @@ def scaling(
         title: what to see.
         held_out: scores of runs that the fits have not seen, by size.
         y: what was scored.
+        until: training questions up to which the laws are drawn, instead of twice the largest size.
     """
     ax = _axes(title, "training questions (logarithmic)", y, size=(7, 3.8))
     held_out = held_out or {}
     sizes = [size for scores in points.values() for size in scores] + list(held_out)
-    line = np.geomspace(min(sizes), 2 * max(sizes), 60)  # a little further than anybody has trained
+    line = np.geomspace(min(sizes), until or 2 * max(sizes), 60)  # by default a little further than anybody trained
     for (label, law), colour in zip(fits.items(), (BLUE, ORANGE, GREEN), strict=False):
         value, low, high = zip(*map(law.predict, line), strict=True)
         ax.plot(line, value, color=colour, label=label)
@@ -316,10 +318,11 @@ def scaling(
     if held_out:
         ax.plot(list(held_out), list(held_out.values()), "*", color=VERMILION, markersize=12, label="held out")
     ax.set_xscale("log")
-    ticks = sorted(set(sizes))
-    ax.set_xticks(ticks, [f"{size:,}" for size in ticks])
+    ticks = sorted({*sizes, *([until] if until else [])})
+    ax.set_xticks(ticks, [f"{size:,.0f}" for size in ticks])
     ax.minorticks_off()
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    heading = "bands: 95 %, for the mean" if fits else None
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), title=heading)
     return ax
 
 

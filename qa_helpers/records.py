@@ -409,7 +409,7 @@ def format_report(runs: Iterable[Run]) -> str:
         for name, scores in run.scores.items():
             cells = [
                 experiment.name,
-                _training_in_words(experiment),
+                training_in_words(experiment),
                 f"{name} ({scores.questions:,})",
                 *(str(getattr(scores, metric)) for metric in ("string_equality", "exact_match", "f1")),
                 _speed_in_words(timing) if experiment.epochs else "–",
@@ -430,7 +430,8 @@ def _speed_in_words(timing: Timing) -> str:
 NOT_SAID = {"name", "data", "train_size", "epochs", "batch_size", "evaluations", "seed", "probe_size", "retrieval"}
 
 
-def _training_in_words(experiment: Experiment) -> str:
+def training_in_words(experiment: Experiment) -> str:
+    """What was trained on what and how, but for what the experiment leaves as it is by default."""
     if experiment.members:
         what = "answers" if experiment.ensemble_of else "weights"
         return f"nothing: the mean {what} of {', '.join(experiment.members)}"

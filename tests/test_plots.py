@@ -116,6 +116,14 @@ def test_scaling_shows_points_laws_bands_and_the_held_out_run() -> None:
         assert drawn[label][-1, 0] == pytest.approx(2_000), "the laws go beyond the largest size"
     assert ax.get_xscale() == "log"
     assert [label.get_text() for label in ax.get_xticklabels()] == ["100", "200", "500", "1,000"]
+    assert ax.get_legend().get_title().get_text() == "bands: 95 %, for the mean"
+
+
+def test_scaling_draws_the_laws_as_far_as_is_asked() -> None:
+    points = {"seed 0": {100: 30.0, 200: 40.0, 500: 50.0}}
+    ax = plots.scaling(points, {"given": power_law((100, 200, 500), (30, 40, 50), 90)}, "title", until=10_000)
+    assert ax.lines[0].get_xdata()[-1] == pytest.approx(10_000)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["100", "200", "500", "10,000"]
 
 
 def test_scaling_needs_no_held_out_run() -> None:

@@ -126,7 +126,7 @@ def overview(runs: Mapping[str, Run], evaluation: str, metric: str = "exact_matc
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     losses, epochs, scores = (figure.add_subplot(2, 2, place) for place in (1, 2, (3, 4)))
     losses.set(title="training loss", xlabel="optimizer step", ylabel="loss (nats)")
-    epochs.set(title="EM after each epoch, on a few validation questions", xlabel="epoch", ylabel="EM (%)")
+    epochs.set(title="EM after each epoch", xlabel="epoch", ylabel="EM (%), a few questions")
     name = METRIC_NAMES[metric]
     scores.set(title=f"{name} on '{evaluation}', with 95 % intervals", xlabel=f"{name} (%)")
     for place, (run, colour, line, marker) in enumerate(zip(runs.values(), COLOURS, LINES, MARKERS, strict=False)):
