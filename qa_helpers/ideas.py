@@ -28,11 +28,11 @@ class Trial:
     cost: float  # questions trained on, once an epoch, against the run without it; of all that the idea needs
 
     @property
-    def verdict(self) -> Literal["better", "worse", "cannot be told"]:
+    def verdict(self) -> Literal["better", "worse", "not told apart"]:
         """Which of the two runs the interval calls the better one; of these two runs only, see the top."""
         if self.gain.low > 0:
             return "better"
-        return "worse" if self.gain.high < 0 else "cannot be told"
+        return "worse" if self.gain.high < 0 else "not told apart"
 
 
 def trials(

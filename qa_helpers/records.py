@@ -427,7 +427,10 @@ def _speed_in_words(timing: Timing) -> str:
 
 
 # Said otherwise in the table, or of no weight for what was trained; seeds are told apart by the runs' names.
-NOT_SAID = {"name", "data", "train_size", "epochs", "batch_size", "evaluations", "seed", "probe_size", "retrieval"}
+NOT_SAID = {
+    *("name", "data", "train_size", "questions", "epochs", "batch_size", "evaluations", "seed", "probe_size"),
+    "retrieval",
+}
 
 
 def training_in_words(experiment: Experiment) -> str:
@@ -438,7 +441,9 @@ def training_in_words(experiment: Experiment) -> str:
     if not experiment.epochs:
         return f"nothing: {experiment.start_from or experiment.model} as it comes"
     size = "all" if experiment.train_size is None else f"{experiment.train_size:,}"
-    words = [f"{size} of {experiment.data}, {experiment.epochs} epochs, batch {experiment.batch_size}"]
+    kind = "" if experiment.questions == "asked" else f"{experiment.questions} questions "
+    epochs = f"{experiment.epochs} epoch{'s' if experiment.epochs > 1 else ''}"
+    words = [f"{size} {kind}of {experiment.data}, {epochs}, batch {experiment.batch_size}"]
     words += [f"{n.replace('_', ' ')}: {value}" for n, value in experiment.changed.items() if n not in NOT_SAID]
     return ", ".join(words)
 

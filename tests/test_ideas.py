@@ -56,7 +56,7 @@ def test_what_an_idea_rests_on_counts_into_its_cost(recorded):
 
 @pytest.mark.parametrize(
     ("gain", "verdict"),
-    [((2, 0.1, 4), "better"), ((-2, -4, -0.1), "worse"), ((2, -1, 5), "cannot be told"), ((0, 0, 0), "cannot be told")],
+    [((2, 0.1, 4), "better"), ((-2, -4, -0.1), "worse"), ((2, -1, 5), "not told apart"), ((0, 0, 0), "not told apart")],
 )
 def test_a_verdict_is_whether_the_interval_excludes_zero(gain, verdict):
     assert Trial("lr-half", 1_000, 0, 4, Interval(*gain), 0.5, 1.0).verdict == verdict

@@ -33,7 +33,7 @@ def test_run_writes_the_record_and_reads_it_back(tiny_run: Path, capsys: pytest.
     assert run.experiment == Experiment.model_validate(TINY)
     before = (tiny_run / "runs/tiny/run.json").stat().st_mtime_ns
     assert main(["run", str(tiny_run / "tiny.json"), "--folder", str(tiny_run / "runs")]) == 0
-    assert "| tiny | 16 of courseqa, 1 epochs" in capsys.readouterr().out
+    assert "| tiny | 16 of courseqa, 1 epoch," in capsys.readouterr().out
     assert (tiny_run / "runs/tiny/run.json").stat().st_mtime_ns == before
 
 

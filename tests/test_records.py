@@ -540,6 +540,10 @@ def test_the_report_has_a_line_an_evaluation_set(run):
             "16 of courseqa, 3 epochs, batch 8, sampling: random, start from: cloze, learning rate: 0.0005, "
             "label smoothing: 0.1, targets: all",
         ),
+        (
+            {"trainable": "all", "questions": "cloze", "train_size": None, "epochs": 1},
+            "all cloze questions of courseqa, 1 epoch, batch 8, learning rate: 0.0005",
+        ),
         ({"epochs": 0, "ensemble_of": ("a", "b")}, "nothing: the mean answers of a, b"),
         ({"epochs": 0, "average_of": ("a", "b", "c")}, "nothing: the mean weights of a, b, c"),
         ({"epochs": 0}, "nothing: minilm as it comes"),
