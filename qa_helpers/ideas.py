@@ -1,7 +1,8 @@
 """What each idea of `scales.IDEAS` was worth: its runs against runs of the same size and seed without it.
 
-What it simplifies: an interval is over the questions asked. It says whether these weights answer more questions than
-those, not whether another seed of the idea would: that is what several seeds are for, see `Trial.seed`.
+Two things are left to luck, the questions and the seed. A `Trial` is one run, whose interval is over the questions
+asked: whether these weights answer more of them than those. A `Confirmation` is an idea with all of its seeds, and
+has an interval over either.
 """
 
 from collections.abc import Mapping
@@ -11,8 +12,10 @@ from typing import Literal
 import numpy as np
 
 from qa_helpers.records import Run, paired_columns
-from qa_helpers.scales import IDEAS, SEEDS, at_size, idea
-from qa_helpers.statistics import Interval, mcnemar, paired_difference
+from qa_helpers.scales import COMBINES, IDEAS, SEEDS, at_size, idea
+from qa_helpers.statistics import Interval, mcnemar, paired_difference, pooled_means
+
+Verdict = Literal["better", "worse", "not told apart"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Trial:
     cost: float  # questions trained on, once an epoch, against the run without it; of all that the idea needs
 
     @property
-    def verdict(self) -> Literal["better", "worse", "not told apart"]:
+    def verdict(self) -> Verdict:
         """Which of the two runs the interval calls the better one; of these two runs only, see the top."""
         if self.gain.low > 0:
             return "better"
@@ -77,6 +80,55 @@ def trained_on(run: Run, records: Mapping[str, Run]) -> float:
     steps = run.losses[-1][0] if run.losses else 0
     own = steps * experiment.batch_size if size is None else size * experiment.epochs
     return float(own + sum(trained_on(records[name], records) for name in experiment.parents))
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """An idea tried with every seed, each paired with the run of that seed without it."""
+
+    idea: str
+    gains: tuple[float, ...]  # in points, by seed
+    by_questions: Interval  # their mean, if these runs were asked other questions of the kind
+    by_seeds: Interval  # their mean, if other seeds were asked these questions; see `confirmations`
+
+    @property
+    def verdict(self) -> Verdict:
+        """What both intervals agree on."""
+        both = (self.by_questions, self.by_seeds)
+        if all(interval.low > 0 for interval in both):
+            return "better"
+        return "worse" if all(interval.high < 0 for interval in both) else "not told apart"
+
+
+def confirmations(
+    records: Mapping[str, Run], size: int, evaluation: str | None = None, metric: str = "exact_match"
+) -> list[Confirmation]:
+    """The ideas with a run of every seed on `size` training questions, the largest mean gain first.
+
+    The intervals over seeds take gains to scatter alike whatever the idea, for three seeds tell no idea's own
+    scatter; see `statistics.pooled_means`. They take the ideas' gains as independent, which they are not quite: all
+    are over the same runs without an idea.
+
+    Args:
+        records: recorded runs by name; ideas that lack a seed, or its run without the idea, are left out, and so are
+            those that combine all seeds.
+        size: training questions.
+        evaluation: as `trials` takes it.
+        metric: as `trials` takes it.
+    """
+    columns = {}
+    for which in (name for name in IDEAS if name not in COMBINES):
+        pairs = [(records.get(at_size(size, s).name), records.get(idea(which, size, s).name)) for s in SEEDS]
+        whole = [(base, run) for base, run in pairs if base and run]
+        if len(whole) == len(SEEDS):
+            columns[which] = 100.0 * np.array([_columns(base, run, metric, evaluation) for base, run in whole])
+    gains = {which: (pair[:, 1] - pair[:, 0]).mean(axis=1) for which, pair in columns.items()}
+    over_seeds = pooled_means({which: gain.tolist() for which, gain in gains.items()}) if gains else {}
+    found = [
+        Confirmation(which, tuple(gains[which].tolist()), paired_difference(*pair.mean(axis=0)), over_seeds[which])
+        for which, pair in columns.items()
+    ]
+    return sorted(found, key=lambda one: -one.by_seeds.value)
 
 
 def luck_of_the_best(spread: float, ideas: int, draws: int = 20_000, seed: int = 0) -> float:

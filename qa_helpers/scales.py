@@ -233,6 +233,8 @@ IDEAS: dict[str, dict[str, Any]] = {
 }
 COMBINES = ("ensemble", "average-seeds")  # of all seeds of the same size, so that they have no seed of their own
 SCREENED = EvalSet(limit=2_000, sampling="random")
+# Whose runs answer together at full size: chosen when the ideas had been tried there. "" is experiment 2 without any.
+TOGETHER = {"smoothing-ensemble": ("smoothing",), "best-three-ensemble": ("smoothing", "batch-8", "")}
 
 
 def idea(which: str, size: int, seed: int = 0) -> Experiment:
@@ -257,6 +259,14 @@ def idea(which: str, size: int, seed: int = 0) -> Experiment:
     )
 
 
+def together(which: str) -> Experiment:
+    """All seeds of one or several recipes at the full 5,000 questions, which answer together."""
+    size = SCALES["class"].sizes[2]
+    runs = [idea(one, size, seed) if one else at_size(size, seed) for one in TOGETHER[which] for seed in SEEDS]
+    changed = {"name": f"class-idea-{which}-{size}-seed0", "epochs": 0, "ensemble_of": tuple(run.name for run in runs)}
+    return at_size(size).model_copy(update=changed)
+
+
 def cloze(seed: int = 0) -> Experiment:
     """One epoch on questions made from the passages alone, before those that people asked."""
     update = {"name": f"class-cloze-seed{seed}", "questions": "cloze", "train_size": None, "epochs": 1}
@@ -279,4 +289,4 @@ def _ideas() -> list[Experiment]:
         for size in sizes
         for seed in (SEEDS if size == sizes[-1] and which not in COMBINES else SEEDS[:1])
     ]
-    return [cloze(seed) for seed in SEEDS] + every
+    return [cloze(seed) for seed in SEEDS] + every + [together(which) for which in TOGETHER]

@@ -3,7 +3,7 @@
 import pytest
 
 from qa_helpers.experiments import load_records
-from qa_helpers.ideas import Trial, luck_of_the_best, trained_on, trials
+from qa_helpers.ideas import Confirmation, Trial, confirmations, luck_of_the_best, trained_on, trials
 from qa_helpers.scales import SEEDS, at_size, cloze, idea
 from qa_helpers.statistics import Interval
 
@@ -60,6 +60,46 @@ def test_what_an_idea_rests_on_counts_into_its_cost(recorded):
 )
 def test_a_verdict_is_whether_the_interval_excludes_zero(gain, verdict):
     assert Trial("lr-half", 1_000, 0, 4, Interval(*gain), 0.5, 1.0).verdict == verdict
+
+
+def test_an_idea_is_confirmed_over_all_its_seeds(recorded):
+    right = {  # by idea, what each seed's run has right of four questions
+        "": ([0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 1, 1]),
+        "batch-8": ([1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 1, 1]),
+        "cosine": ([0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]),
+    }
+    experiments = {
+        (which, seed): idea(which, 5_000, seed) if which else at_size(5_000, seed) for which in right for seed in SEEDS
+    }
+    runs = {one.name: run_of(one, recorded, right[which][seed]) for (which, seed), one in experiments.items()}
+    lonely = idea("smoothing", 5_000, 1)
+    both = idea("ensemble", 5_000)
+    runs |= {one.name: run_of(one, recorded, [1, 1, 1, 1]) for one in (lonely, both)}
+    better, idle = confirmations(runs, 5_000, "all")
+    assert (better.idea, idle.idea) == ("batch-8", "cosine")
+    assert better.gains == (50.0, 50.0, 25.0)
+    assert idle.gains == (0.0, 25.0, -25.0)
+    assert (better.by_questions.value, better.by_seeds.value) == pytest.approx((125 / 3, 125 / 3))
+    # Variances 208.3 and 625, four degrees of freedom; t is 2.776.
+    assert better.by_seeds.high - better.by_seeds.value == pytest.approx(2.776 * (416.67 / 3) ** 0.5, abs=0.01)
+    assert better.verdict == "better"
+    assert idle.verdict == "not told apart"
+    assert confirmations(runs, 5_000, "few")[0].gains == (100.0, 50.0, 50.0)
+    assert confirmations(runs, 1_000) == []
+
+
+@pytest.mark.parametrize(
+    ("questions", "seeds", "verdict"),
+    [
+        ((2, 1, 3), (2, 0.1, 4), "better"),
+        ((2, 1, 3), (2, -1, 5), "not told apart"),
+        ((2, -1, 5), (2, 1, 3), "not told apart"),
+        ((-2, -3, -1), (-2, -3, -1), "worse"),
+        ((-2, -3, -1), (-2, -5, 1), "not told apart"),
+    ],
+)
+def test_both_intervals_must_agree(questions, seeds, verdict):
+    assert Confirmation("cosine", (2.0,), Interval(*questions), Interval(*seeds)).verdict == verdict
 
 
 def test_the_best_of_many_that_do_nothing_seems_to_gain():

@@ -18,11 +18,6 @@ def test_table_is_made_from_the_records() -> None:
     assert table == format_report(records)
 
 
-def test_every_record_has_its_experiments_name() -> None:
-    for path in (ROOT / "records").glob("*.json"):
-        assert read_record(path).experiment.name == path.stem
-
-
 def test_every_dependency_has_its_reason() -> None:
     reasons = README.split("## Why each dependency")[1].split("\n## ")[0]
     names = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)

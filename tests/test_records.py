@@ -147,10 +147,11 @@ def test_a_record_from_before_a_field_was_added_is_read(tmp_path):
     assert set(run.experiment.changed) == {"name", "train_size", "evaluations", "trainable", "learning_rate"}
 
 
-RECORDS = sorted((Path(__file__).parents[1] / "records").glob("*.json"))
+FOLDER = Path(__file__).parents[1] / "records"
+RECORDS = [path for part in (FOLDER, FOLDER / "cpu", FOLDER / "gpu") for path in sorted(part.glob("*.json"))]
 
 
-@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.relative_to(FOLDER).as_posix())
 def test_the_courses_records_are_read(path):
     assert read_record(path).experiment.name == path.stem
 

@@ -18,6 +18,7 @@ from qa_helpers.scales import (
     SCREENED,
     SEEDS,
     SMALL_SIZES,
+    TOGETHER,
     at_size,
     cloze,
     current_scale,
@@ -26,6 +27,7 @@ from qa_helpers.scales import (
     method,
     named_experiments,
     replay,
+    together,
 )
 
 
@@ -209,3 +211,21 @@ def test_the_replays_at_quick_scale_follow_its_sizes(warm):
     assert set(one.evaluations) == {"all"}
     assert one.learning_rate == 3e-4
     assert replay(1, warm=warm).learning_rate == 1.5e-4  # exactly: a run is known by its experiment
+
+
+def test_recipes_that_answer_together_are_all_their_seeds_asked_as_experiment_2_is():
+    for which, recipes in TOGETHER.items():
+        one = together(which)
+        assert len(one.members) == len(recipes) * len(SEEDS)
+        assert set(one.members) < set(named_experiments())
+        assert one.evaluations == replay(2).evaluations
+    assert together("best-three-ensemble").members[-3:] == tuple(replay(2, seed).name for seed in SEEDS)
+
+
+@pytest.mark.parametrize("folder", ["", "cpu/", "gpu/"])
+def test_a_record_of_class_scale_is_of_the_experiment_that_has_its_name(folder):
+    named, records = named_experiments(), load_records(f"{folder}class-*")
+    assert records
+    for name, run in records.items():
+        assert run.experiment == named[name]
+        assert folder in ("", f"{run.machine.device}/".replace("cuda", "gpu"))

@@ -21,6 +21,7 @@ from qa_helpers.statistics import (
     expected_calibration,
     mcnemar,
     paired_difference,
+    pooled_means,
     questions_needed,
     questions_needed_unpaired,
     win_rate,
@@ -202,6 +203,37 @@ def runs(size=400):
     draw = np.random.default_rng(3)
     hard = draw.random(size)
     return (hard < 0.5).astype(float), (hard + draw.normal(0, 0.03, size) < 0.55).astype(float)
+
+
+def test_the_interval_of_one_group_is_that_of_scipys_t_test():
+    values = [0.2, 0.3, 0.6, -0.1]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert pooled_means({"one": values})["one"] == pytest.approx((0.25, expected.low, expected.high))
+
+
+def test_two_groups_share_the_variance_of_scipys_t_test():
+    groups = {"a": [0.2, 0.3, 0.6], "b": [-1.0, -0.4]}
+    a, b = pooled_means(groups).values()
+    expected = stats.ttest_ind(groups["a"], groups["b"]).confidence_interval(0.95)
+    half = math.hypot(a.high - a.value, b.high - b.value)  # of a difference of two independent means
+    assert (a.value - b.value - half, a.value - b.value + half) == pytest.approx((expected.low, expected.high))
+
+
+def test_pooled_intervals_cover_the_truth_in_95_of_100_cases():
+    random = np.random.default_rng(0)
+    truth = {"a": 0.0, "b": 1.0, "c": -3.0}
+    cases = 2_000
+    covered = 0
+    for _ in range(cases):
+        found = pooled_means({name: random.normal(mean, 0.4, 3).tolist() for name, mean in truth.items()})
+        covered += sum(found[name].low <= mean <= found[name].high for name, mean in truth.items())
+    assert 0.93 < covered / (cases * len(truth)) < 0.97
+
+
+@pytest.mark.parametrize("groups", [{}, {"a": [1.0], "b": [2.0]}, {"a": [1.0, 2.0], "b": []}])
+def test_groups_that_tell_no_scatter_are_refused(groups):
+    with pytest.raises(ValueError, match="a value in each and two in at least one"):
+        pooled_means(groups)
 
 
 def test_pairing_narrows_the_interval_of_a_difference():
