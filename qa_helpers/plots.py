@@ -326,6 +326,18 @@ def scaling(
     return ax
 
 
+def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: str) -> Axes:
+    """Named points, with thin lines where either value is zero."""
+    ax = _axes(title, x, y, size=(7, 3.8))
+    for line in (ax.axhline, ax.axvline):
+        line(0, color="black", linewidth=0.8)
+    for name, place in points.items():
+        ax.plot(*place, "o", color=BLUE)
+        ax.annotate(name, place, xytext=(6, 4), textcoords="offset points", fontsize="small")
+    ax.margins(x=0.15, y=0.1)
+    return ax
+
+
 def reliability(table: Calibration, title: str) -> Axes:
     """How often answers are right by how sure the model was, with the number of questions on each bar.
 

@@ -426,6 +426,7 @@ def _speed_in_words(timing: Timing) -> str:
     return f"{timing.train_seconds:.0f} s, {speed:.{0 if speed >= 1 else 1}f} questions/s"
 
 
+MOST_NAMED = 3  # runs that are combined; of more, the table says only how many
 # Said otherwise in the table, or of no weight for what was trained; seeds are told apart by the runs' names.
 NOT_SAID = {
     *("name", "data", "train_size", "questions", "epochs", "batch_size", "evaluations", "seed", "probe_size"),
@@ -437,7 +438,10 @@ def training_in_words(experiment: Experiment) -> str:
     """What was trained on what and how, but for what the experiment leaves as it is by default."""
     if experiment.members:
         what = "answers" if experiment.ensemble_of else "weights"
-        return f"nothing: the mean {what} of {', '.join(experiment.members)}"
+        count = len(experiment.members)
+        return (
+            f"nothing: the mean {what} of {', '.join(experiment.members) if count <= MOST_NAMED else f'{count} runs'}"
+        )
     if not experiment.epochs:
         return f"nothing: {experiment.start_from or experiment.model} as it comes"
     size = "all" if experiment.train_size is None else f"{experiment.train_size:,}"

@@ -84,6 +84,14 @@ def has_short_cells(notebook: Notebook) -> Iterator[str]:
             yield f"{name} has {lines} lines, more than {LONGEST_CELL}"
 
 
+def shows_its_tables(notebook: Notebook) -> Iterator[str]:
+    """`plots.table` returns what Jupyter shows only as a cell's last expression."""
+    for name, cell in code_cells(notebook):
+        tables = source(cell).count("plots.table(")
+        if tables > sum("text/markdown" in output.get("data", {}) for output in cell["outputs"]):
+            yield f"{name} makes a table that is not shown; let it be the cell's last expression"
+
+
 def has_no_empty_cells(notebook: Notebook) -> Iterator[str]:
     for name, cell in code_cells(notebook):
         if not source(cell).strip():
@@ -152,6 +160,7 @@ CHECKS: list[Check] = [
     has_no_errors_or_warnings,
     has_no_machine_traces,
     has_short_cells,
+    shows_its_tables,
     has_no_empty_cells,
     explains_each_cell,
     says_why_outputs_are_ignored,
@@ -230,6 +239,7 @@ FAULTS: list[tuple[Check, Notebook]] = [
         ]
     ),
     (has_short_cells, notebook_of(code("x = 1\n" * (LONGEST_CELL + 1)))),
+    (shows_its_tables, notebook_of(code("plots.table(a, b)\nprint(1)", printed("1\n")))),
     (has_no_empty_cells, notebook_of(code(" \n"))),
     (explains_each_cell, notebook_of(code("1"))),
     (explains_each_cell, notebook_of(markdown("a"), code("1"), code("2"))),

@@ -131,6 +131,14 @@ def test_scaling_needs_no_held_out_run() -> None:
     assert [line.get_label() for line in ax.lines] == ["seed 0"]
 
 
+def test_scatter_names_every_point() -> None:
+    points = {"a": (1.0, -2.0), "b": (0.5, 3.0)}
+    ax = plots.scatter(points, "title", "small", "large")
+    assert [line.get_xydata().tolist() for line in ax.lines[2:]] == [[list(place)] for place in points.values()]
+    assert {text.get_text(): text.xy for text in ax.texts} == points
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("small", "large")
+
+
 def test_reliability_shows_the_bins_that_hold_questions() -> None:
     ax = plots.reliability(expected_calibration([0.1, 0.2, 0.9], [0, 1, 1], bins=4), "title")
     assert [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in ax.patches] == [(0, 25, 50), (75, 25, 100)]

@@ -547,6 +547,7 @@ def test_the_report_has_a_line_an_evaluation_set(run):
         ),
         ({"epochs": 0, "ensemble_of": ("a", "b")}, "nothing: the mean answers of a, b"),
         ({"epochs": 0, "average_of": ("a", "b", "c")}, "nothing: the mean weights of a, b, c"),
+        ({"epochs": 0, "ensemble_of": tuple("abcd")}, "nothing: the mean answers of 4 runs"),
         ({"epochs": 0}, "nothing: minilm as it comes"),
         ({"epochs": 0, "model": "smollm2", "task": "generate"}, "nothing: smollm2 as it comes"),
         ({"epochs": 0, "start_from": "another"}, "nothing: another as it comes"),
