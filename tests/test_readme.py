@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
+
 from qa_helpers.records import REPORT_MARKS, format_report, read_record
+from qa_helpers.statistics import paired_difference
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -16,6 +19,19 @@ def test_table_is_made_from_the_records() -> None:
     records = [read_record(path) for path in sorted((ROOT / "records").glob("class-[!ci]*.json"))]
     assert records
     assert table == format_report(records)
+
+
+def test_the_best_recipe_is_the_records() -> None:
+    best, *alone = (
+        read_record(ROOT / "records" / f"class-{name}.json")
+        for name in ("idea-best-three-ensemble-5000-seed0", *(f"experiment2-5000-seed{seed}" for seed in (0, 1, 2)))
+    )
+    usual = np.mean([100.0 * run.column("exact_match", "all") for run in alone], axis=0)
+    gain = paired_difference(usual, 100.0 * best.column("exact_match", "all"))
+    text = (
+        f"{best.scores['all'].exact_match.value:.1f} EM on all questions, {gain} over the mean of experiment 2's three"
+    )
+    assert text in README
 
 
 def test_every_dependency_has_its_reason() -> None:
