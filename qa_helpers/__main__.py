@@ -131,11 +131,11 @@ def rerun(options: argparse.Namespace) -> int:
     worst = 0
     for record, path in [(read_record(path), path) for path in options.records]:
         _, comparisons = experiments.rerun(record, options.folder, beside=path.parent)
-        print(f"{record.experiment.name} (tolerance {experiments.RERUN_SPREAD} points): what was run")
+        print(f"{record.experiment.name}: what was run")
         print(f"  {record.experiment.model_dump_json(exclude={'name'})}")
-        print(f"  {'figure':34} recorded     now")
+        print(f"  {'figure':34} recorded     now  tolerance")
         for one in comparisons:
-            print(f"  {one.figure:34} {one.recorded:8.2f} {one.now:7.2f}  {one.verdict}")
+            print(f"  {one.figure:34} {one.recorded:8.2f} {one.now:7.2f} {one.tolerance:10.2f}  {one.verdict}")
             worst = max(worst, int(one.verdict == "off"))
     return worst
 

@@ -10,6 +10,7 @@ Files under the runs folder (`$QA_RUNS_DIR`, else `runs/` of the course)::
 """
 
 import contextlib
+import math
 import os
 import shutil
 import time
@@ -351,6 +352,7 @@ def _columns(results: Iterable[Result]) -> Questions:
 
 # ---- running again ---------------------------------------------------------------------------------------------
 RERUN_SPREAD = 3.0  # points that a score may move beyond sampling: see the README, "Do the numbers hold?"
+RERUN_CHANGED = 0.17  # share of answers that another machine's run turns right or wrong: the most in nine pairs of runs
 Verdict = Literal["same", "within tolerance", "off"]
 
 
@@ -378,11 +380,20 @@ def compare(recorded: Mapping[str, Scores], now: Mapping[str, Scores]) -> list[C
             figure=f"{name}: {metric}",
             recorded=getattr(scores, metric).value,
             now=getattr(now[name], metric).value,
-            tolerance=RERUN_SPREAD,
+            tolerance=rerun_tolerance(scores.questions),
         )
         for name, scores in recorded.items()
         for metric in METRICS
     ]
+
+
+def rerun_tolerance(questions: int) -> float:
+    """How far, in points, a score on so many questions may move when an experiment runs again on another machine.
+
+    Two independent causes: the weights, which end a little better or worse (`RERUN_SPREAD`), and the luck of few
+    questions when some answers change (1.96 standard errors, with the share `RERUN_CHANGED`).
+    """
+    return math.hypot(RERUN_SPREAD, 1.96 * 100 * math.sqrt(RERUN_CHANGED / questions))
 
 
 def rerun(

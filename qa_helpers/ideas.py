@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from qa_helpers.records import Run, paired_columns
+from qa_helpers.records import RecordError, Run, paired_columns
 from qa_helpers.scales import COMBINES, IDEAS, SEEDS, at_size, idea
-from qa_helpers.statistics import Interval, mcnemar, paired_difference, pooled_means
+from qa_helpers.statistics import Interval, gains_over_blocks, mcnemar, paired_difference
 
 Verdict = Literal["better", "worse", "not told apart"]
 
@@ -33,9 +33,13 @@ class Trial:
     @property
     def verdict(self) -> Verdict:
         """Which of the two runs the interval calls the better one; of these two runs only, see the top."""
-        if self.gain.low > 0:
-            return "better"
-        return "worse" if self.gain.high < 0 else "not told apart"
+        return _verdict(self.gain)
+
+
+def _verdict(*intervals: Interval) -> Verdict:
+    if all(interval.low > 0 for interval in intervals):
+        return "better"
+    return "worse" if all(interval.high < 0 for interval in intervals) else "not told apart"
 
 
 def trials(
@@ -73,7 +77,9 @@ def trained_on(run: Run, records: Mapping[str, Run]) -> float:
     """Questions that a run's weights were trained on, once an epoch, with those of the runs that it rests on.
 
     The number of optimizer steps says how many questions there were where the experiment does not (all of them).
-    Only the runs that it names are followed: none of the course's rests on one that rests on a third.
+
+    Raises:
+        KeyError: if a run that it rests on is not among the records.
     """
     experiment = run.experiment
     size = experiment.train_size
@@ -84,20 +90,21 @@ def trained_on(run: Run, records: Mapping[str, Run]) -> float:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """An idea tried with every seed, each paired with the run of that seed without it."""
+    """An idea tried with every seed, each paired with the run of that seed without it.
+
+    Neither interval holds for other seeds *and* other questions at once, nor for the best or the worst of several
+    ideas, which has been lucky or unlucky besides.
+    """
 
     idea: str
     gains: tuple[float, ...]  # in points, by seed
     by_questions: Interval  # their mean, if these runs were asked other questions of the kind
-    by_seeds: Interval  # their mean, if other seeds were asked these questions; see `confirmations`
+    by_seeds: Interval  # their mean, if other seeds were asked these questions; see `statistics.gains_over_blocks`
 
     @property
     def verdict(self) -> Verdict:
         """What both intervals agree on."""
-        both = (self.by_questions, self.by_seeds)
-        if all(interval.low > 0 for interval in both):
-            return "better"
-        return "worse" if all(interval.high < 0 for interval in both) else "not told apart"
+        return _verdict(self.by_questions, self.by_seeds)
 
 
 def confirmations(
@@ -105,9 +112,8 @@ def confirmations(
 ) -> list[Confirmation]:
     """The ideas with a run of every seed on `size` training questions, the largest mean gain first.
 
-    The intervals over seeds take gains to scatter alike whatever the idea, for three seeds tell no idea's own
-    scatter; see `statistics.pooled_means`. They take the ideas' gains as independent, which they are not quite: all
-    are over the same runs without an idea.
+    The intervals over seeds take scores to scatter alike whatever the idea, for three seeds tell no idea's own
+    scatter.
 
     Args:
         records: recorded runs by name; ideas that lack a seed, or its run without the idea, are left out, and so are
@@ -115,17 +121,31 @@ def confirmations(
         size: training questions.
         evaluation: as `trials` takes it.
         metric: as `trials` takes it.
+
+    Raises:
+        RecordError: if the seeds' runs were not asked the same questions in the same order.
     """
-    columns = {}
+    bases = [records.get(at_size(size, seed).name) for seed in SEEDS]
+    columns = {}  # by idea: a pair of columns a seed
     for which in (name for name in IDEAS if name not in COMBINES):
-        pairs = [(records.get(at_size(size, s).name), records.get(idea(which, size, s).name)) for s in SEEDS]
-        whole = [(base, run) for base, run in pairs if base and run]
-        if len(whole) == len(SEEDS):
-            columns[which] = 100.0 * np.array([_columns(base, run, metric, evaluation) for base, run in whole])
-    gains = {which: (pair[:, 1] - pair[:, 0]).mean(axis=1) for which, pair in columns.items()}
-    over_seeds = pooled_means({which: gain.tolist() for which, gain in gains.items()}) if gains else {}
+        runs = [records.get(idea(which, size, seed).name) for seed in SEEDS]
+        pairs = [(base, run) for base, run in zip(bases, runs, strict=True) if base and run]
+        if len(pairs) == len(SEEDS):
+            if len({tuple(base.questions.id) for base, _ in pairs}) > 1:
+                raise RecordError(f"the seeds of '{which}' on {size:,} questions were not asked the same questions")
+            columns[which] = 100.0 * np.array([_columns(base, run, metric, evaluation) for base, run in pairs])
+    if not columns:
+        return []
+    scores = {which: pair.mean(axis=2) for which, pair in columns.items()}  # (seed, without or with)
+    without = next(iter(scores.values()))[:, 0]
+    over_seeds = gains_over_blocks(without.tolist(), {which: pair[:, 1].tolist() for which, pair in scores.items()})
     found = [
-        Confirmation(which, tuple(gains[which].tolist()), paired_difference(*pair.mean(axis=0)), over_seeds[which])
+        Confirmation(
+            which,
+            tuple((scores[which][:, 1] - scores[which][:, 0]).tolist()),
+            paired_difference(*pair.mean(axis=0)),
+            over_seeds[which],
+        )
         for which, pair in columns.items()
     ]
     return sorted(found, key=lambda one: -one.by_seeds.value)

@@ -269,6 +269,12 @@ class Machine(StrictModel):
     system: Line
     versions: dict[Line, Line]
 
+    @property
+    def where(self) -> str:
+        """The device's name, of a CPU with the number of threads."""
+        threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}"
+        return self.device_name + (threads if self.device == "cpu" else "")
+
 
 class Run(StrictModel):
     """An experiment and what came of it; as JSON, a record."""
@@ -413,7 +419,7 @@ def format_report(runs: Iterable[Run]) -> str:
                 f"{name} ({scores.questions:,})",
                 *(str(getattr(scores, metric)) for metric in ("string_equality", "exact_match", "f1")),
                 _speed_in_words(timing) if experiment.epochs else "–",
-                f"{run.machine.device_name}, {run.machine.threads} threads, {run.machine.precision}",
+                f"{run.machine.where}, {run.machine.precision}",
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -439,9 +445,8 @@ def training_in_words(experiment: Experiment) -> str:
     if experiment.members:
         what = "answers" if experiment.ensemble_of else "weights"
         count = len(experiment.members)
-        return (
-            f"nothing: the mean {what} of {', '.join(experiment.members) if count <= MOST_NAMED else f'{count} runs'}"
-        )
+        named = ", ".join(experiment.members) if count <= MOST_NAMED else f"{count} runs"
+        return f"nothing: the mean {what} of {named}"
     if not experiment.epochs:
         return f"nothing: {experiment.start_from or experiment.model} as it comes"
     size = "all" if experiment.train_size is None else f"{experiment.train_size:,}"

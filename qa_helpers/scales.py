@@ -260,7 +260,7 @@ def idea(which: str, size: int, seed: int = 0) -> Experiment:
 
 
 def together(which: str) -> Experiment:
-    """All seeds of one or several recipes at the full 5,000 questions, which answer together."""
+    """All seeds of the recipes of `TOGETHER[which]` at the full 5,000 questions, which answer together."""
     size = SCALES["class"].sizes[2]
     runs = [idea(one, size, seed) if one else at_size(size, seed) for one in TOGETHER[which] for seed in SEEDS]
     changed = {"name": f"class-idea-{which}-{size}-seed0", "epochs": 0, "ensemble_of": tuple(run.name for run in runs)}

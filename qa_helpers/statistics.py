@@ -94,27 +94,31 @@ def by_group(values: Sequence[float], groups: Sequence[Hashable], seed: int = 0)
     return dict(sorted(means.items(), key=lambda item: -item[1].value))
 
 
-def pooled_means(groups: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
-    """Each group's mean with its 95 % interval, where the groups are too small to tell their scatter one by one.
+def gains_over_blocks(base: Sequence[float], others: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
+    """Mean gain of each of several treatments over a base, with its 95 % interval over blocks.
 
-    As in an analysis of variance: the values are taken to scatter alike in all groups, normally and independently, so
-    that one variance is estimated from all of them; Student's t allows for how few they are together. Such as the
-    gains of several ideas, a few seeds each: the intervals are then over seeds.
+    Such as the scores of several ideas and of the recipe without one, each with the same few seeds: the seeds are the
+    blocks. They are too few to tell how far one idea's gain scatters from seed to seed; so that is taken to be alike
+    for all of them, normal and independent, and estimated from all together as the residual of a randomised block
+    design (Fisher 1935, *The Design of Experiments*; Student's t allows for how few they are). That all gains share
+    the base's luck is accounted for. An interval is for one treatment: of many, some miss.
+
+    Args:
+        base: a score a block, without a treatment.
+        others: each treatment's scores in the same blocks.
 
     Raises:
-        ValueError: if a group has no value, or none has two.
+        ValueError: if there is no treatment, fewer than two blocks, or not a score for each.
     """
-    values = {name: np.asarray(group, dtype=float) for name, group in groups.items()}
-    freedom = sum(len(group) - 1 for group in values.values())
-    if not all(len(group) for group in values.values()) or not freedom:
-        raise ValueError("an interval over groups needs a value in each and two in at least one")
-    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in values.values())
-    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(squares / freedom)
-    return {
-        name: Interval(mean, mean - half / math.sqrt(len(group)), mean + half / math.sqrt(len(group)))
-        for name, group in values.items()
-        for mean in [float(group.mean())]
-    }
+    if not others or any(len(scores) != len(base) for scores in others.values()) or len(base) < 2:
+        raise ValueError("gains over blocks need a base, a treatment, and a score of each in two blocks or more")
+    table = np.array([base, *others.values()], dtype=float)
+    rows, blocks = table.shape
+    residual = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
+    freedom = (rows - 1) * (blocks - 1)
+    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(2 * float((residual**2).sum()) / freedom / blocks)
+    gains = table[1:].mean(axis=1) - table[0].mean()
+    return {name: Interval(gain, gain - half, gain + half) for name, gain in zip(others, gains.tolist(), strict=True)}
 
 
 # ---- two runs --------------------------------------------------------------------------------------------------

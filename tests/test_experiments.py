@@ -1,6 +1,7 @@
 """Experiments: run, read back, go on from another, run again and compare; on the smallest real ones."""
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -15,11 +16,13 @@ from qa_helpers.cloze import load_cloze
 from qa_helpers.data import ASSETS, fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation import answer
 from qa_helpers.experiments import (
+    RERUN_SPREAD,
     Comparison,
     compare,
     load_records,
     load_trained,
     rerun,
+    rerun_tolerance,
     run_experiment,
     runs_folder,
 )
@@ -513,6 +516,23 @@ def test_records_are_loaded_by_name(finished, tmp_path, monkeypatch):
 )
 def test_the_verdict_on_a_figure(recorded, now, verdict):
     assert Comparison("all: exact_match", recorded, now, 3.0).verdict == verdict
+
+
+def test_the_tolerance_allows_for_few_questions():
+    assert rerun_tolerance(1_000_000) == pytest.approx(RERUN_SPREAD, abs=0.01)
+    # Of 1,700 questions, 289 = 17**2 answers change, each for better or worse: a standard error of 17 answers, 1 point.
+    assert rerun_tolerance(1_700) == pytest.approx(math.hypot(RERUN_SPREAD, 1.96))
+    sizes = (100, 200, 500, 2_000, 10_570)
+    assert sorted(map(rerun_tolerance, sizes), reverse=True) == list(map(rerun_tolerance, sizes))
+
+
+def test_runs_on_another_machine_are_within_tolerance_but_for_luck():
+    """One figure in twenty may be off; so many of several hundred are compared, though they hang together."""
+    elsewhere = load_records("cpu/class-*") | load_records("gpu/class-*")
+    records = load_records("class-*")
+    compared = [one for name, run in elsewhere.items() for one in compare(run.scores, records[name].scores)]
+    assert len(compared) > 100
+    assert sum(one.verdict == "off" for one in compared) <= len(compared) / 20
 
 
 def test_every_score_is_compared(finished):

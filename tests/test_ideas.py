@@ -4,8 +4,9 @@ import pytest
 
 from qa_helpers.experiments import load_records
 from qa_helpers.ideas import Confirmation, Trial, confirmations, luck_of_the_best, trained_on, trials
+from qa_helpers.records import RecordError
 from qa_helpers.scales import SEEDS, at_size, cloze, idea
-from qa_helpers.statistics import Interval
+from qa_helpers.statistics import Interval, gains_over_blocks, paired_difference
 
 
 @pytest.fixture(scope="module")
@@ -62,30 +63,44 @@ def test_a_verdict_is_whether_the_interval_excludes_zero(gain, verdict):
     assert Trial("lr-half", 1_000, 0, 4, Interval(*gain), 0.5, 1.0).verdict == verdict
 
 
-def test_an_idea_is_confirmed_over_all_its_seeds(recorded):
+@pytest.fixture
+def confirmed_runs(recorded):
+    """Two ideas with all seeds, one with a single seed, and one that combines runs."""
     right = {  # by idea, what each seed's run has right of four questions
         "": ([0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 1, 1]),
-        "batch-8": ([1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 1, 1]),
-        "cosine": ([0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]),
+        "batch-8": ([0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]),
+        "cosine": ([1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 1, 1]),
+        "ensemble": ([1, 1, 1, 1],) * 3,
     }
     experiments = {
         (which, seed): idea(which, 5_000, seed) if which else at_size(5_000, seed) for which in right for seed in SEEDS
     }
     runs = {one.name: run_of(one, recorded, right[which][seed]) for (which, seed), one in experiments.items()}
     lonely = idea("smoothing", 5_000, 1)
-    both = idea("ensemble", 5_000)
-    runs |= {one.name: run_of(one, recorded, [1, 1, 1, 1]) for one in (lonely, both)}
-    better, idle = confirmations(runs, 5_000, "all")
-    assert (better.idea, idle.idea) == ("batch-8", "cosine")
+    return runs | {lonely.name: run_of(lonely, recorded, [1, 1, 1, 1])}
+
+
+def test_an_idea_is_confirmed_over_all_its_seeds(confirmed_runs):
+    better, idle = confirmations(confirmed_runs, 5_000, "all")
+    assert (better.idea, idle.idea) == ("cosine", "batch-8")
     assert better.gains == (50.0, 50.0, 25.0)
     assert idle.gains == (0.0, 25.0, -25.0)
-    assert (better.by_questions.value, better.by_seeds.value) == pytest.approx((125 / 3, 125 / 3))
-    # Variances 208.3 and 625, four degrees of freedom; t is 2.776.
-    assert better.by_seeds.high - better.by_seeds.value == pytest.approx(2.776 * (416.67 / 3) ** 0.5, abs=0.01)
-    assert better.verdict == "better"
-    assert idle.verdict == "not told apart"
-    assert confirmations(runs, 5_000, "few")[0].gains == (100.0, 50.0, 50.0)
-    assert confirmations(runs, 1_000) == []
+    base, cosine = [50, 25, 50], [100, 75, 75]
+    assert better.by_seeds == gains_over_blocks(base, {"idle": [50, 50, 25], "better": cosine})["better"]
+    each = {"without": [0, 0, 200 / 3, 100], "with": [100, 100 / 3, 100, 100]}  # a question each, mean of the seeds
+    assert better.by_questions == pytest.approx(paired_difference(each["without"], each["with"]))
+    assert confirmations(confirmed_runs, 5_000, "few")[0].gains == (100.0, 50.0, 50.0)
+    assert confirmations(confirmed_runs, 5_000, metric="f1")[0].gains == (25.0, 25.0, 12.5)
+    assert confirmations(confirmed_runs, 1_000) == []
+
+
+def test_seeds_that_were_asked_other_questions_are_refused(confirmed_runs):
+    name = at_size(5_000, 1).name
+    run = confirmed_runs[name]
+    turned = run.questions.model_copy(update={"id": run.questions.id[::-1]})
+    confirmed_runs[name] = run.model_copy(update={"questions": turned})
+    with pytest.raises(RecordError, match="'batch-8' on 5,000 questions were not asked the same questions"):
+        confirmations(confirmed_runs, 5_000, "all")
 
 
 @pytest.mark.parametrize(

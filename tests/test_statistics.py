@@ -19,9 +19,9 @@ from qa_helpers.statistics import (
     bootstrap_mean,
     by_group,
     expected_calibration,
+    gains_over_blocks,
     mcnemar,
     paired_difference,
-    pooled_means,
     questions_needed,
     questions_needed_unpaired,
     win_rate,
@@ -205,35 +205,40 @@ def runs(size=400):
     return (hard < 0.5).astype(float), (hard + draw.normal(0, 0.03, size) < 0.55).astype(float)
 
 
-def test_the_interval_of_one_group_is_that_of_scipys_t_test():
-    values = [0.2, 0.3, 0.6, -0.1]
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert pooled_means({"one": values})["one"] == pytest.approx((0.25, expected.low, expected.high))
+def test_the_gain_of_one_treatment_is_that_of_scipys_paired_t_test():
+    base, other = [54.5, 54.2, 54.6, 53.0], [54.9, 54.0, 55.3, 53.3]
+    expected = stats.ttest_rel(other, base).confidence_interval(0.95)
+    gain = float(np.mean(other) - np.mean(base))
+    assert gains_over_blocks(base, {"one": other})["one"] == pytest.approx((gain, expected.low, expected.high))
 
 
-def test_two_groups_share_the_variance_of_scipys_t_test():
-    groups = {"a": [0.2, 0.3, 0.6], "b": [-1.0, -0.4]}
-    a, b = pooled_means(groups).values()
-    expected = stats.ttest_ind(groups["a"], groups["b"]).confidence_interval(0.95)
-    half = math.hypot(a.high - a.value, b.high - b.value)  # of a difference of two independent means
-    assert (a.value - b.value - half, a.value - b.value + half) == pytest.approx((expected.low, expected.high))
+def test_the_residual_of_a_block_design_counted_by_hand():
+    found = gains_over_blocks([1, 2, 6], {"a": [2, 4, 3], "b": [3.0, 4.5, 6.0]})
+    # Column means 2, 3.5, 5; residuals -0.5, -1, 1.5 of the base, 0.5, 1, -1.5 of a and none of b.
+    half = stats.t.ppf(0.975, 4) * math.sqrt(2 * (2 * (0.25 + 1 + 2.25)) / 4 / 3)
+    assert found["a"] == pytest.approx((0.0, -half, half))
+    assert found["b"] == pytest.approx((1.5, 1.5 - half, 1.5 + half))
 
 
-def test_pooled_intervals_cover_the_truth_in_95_of_100_cases():
+def test_gains_cover_the_truth_in_95_of_100_cases_though_they_share_a_base():
     random = np.random.default_rng(0)
-    truth = {"a": 0.0, "b": 1.0, "c": -3.0}
+    truth = {name: float(place) for place, name in enumerate("abcdefgh")}
     cases = 2_000
     covered = 0
     for _ in range(cases):
-        found = pooled_means({name: random.normal(mean, 0.4, 3).tolist() for name, mean in truth.items()})
-        covered += sum(found[name].low <= mean <= found[name].high for name, mean in truth.items())
-    assert 0.93 < covered / (cases * len(truth)) < 0.97
+        seeds, base = random.normal(0, 2.0, 3), random.normal(0, 0.4, 3)
+        others = {name: (seeds + gain + random.normal(0, 0.4, 3)).tolist() for name, gain in truth.items()}
+        found = gains_over_blocks((seeds + base).tolist(), others)
+        covered += sum(found[name].low <= gain <= found[name].high for name, gain in truth.items())
+    assert 0.94 < covered / (cases * len(truth)) < 0.96
 
 
-@pytest.mark.parametrize("groups", [{}, {"a": [1.0], "b": [2.0]}, {"a": [1.0, 2.0], "b": []}])
-def test_groups_that_tell_no_scatter_are_refused(groups):
-    with pytest.raises(ValueError, match="a value in each and two in at least one"):
-        pooled_means(groups)
+@pytest.mark.parametrize(
+    ("base", "others"), [([1.0, 2.0], {}), ([1.0], {"a": [2.0]}), ([1.0, 2.0], {"a": [1.0, 2.0, 3.0]})]
+)
+def test_blocks_that_tell_no_scatter_are_refused(base, others):
+    with pytest.raises(ValueError, match="two blocks or more"):
+        gains_over_blocks(base, others)
 
 
 def test_pairing_narrows_the_interval_of_a_difference():
