@@ -527,7 +527,7 @@ def test_the_tolerance_allows_for_few_questions():
 
 
 def test_runs_on_another_machine_are_within_tolerance_but_for_luck():
-    """One figure in twenty may be off; so many of several hundred are compared, though they hang together."""
+    """One figure in twenty may be off; those of one run hang together, so that no count is exact."""
     elsewhere = load_records("cpu/class-*") | load_records("gpu/class-*")
     records = load_records("class-*")
     compared = [one for name, run in elsewhere.items() for one in compare(run.scores, records[name].scores)]
