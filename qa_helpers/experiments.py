@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -373,18 +373,35 @@ class Comparison:
         return "within tolerance" if abs(self.recorded - self.now) <= self.tolerance else "off"
 
 
-def compare(recorded: Mapping[str, Scores], now: Mapping[str, Scores]) -> list[Comparison]:
-    """Every score of two runs of one experiment, side by side."""
+def compare(recorded: Run, now: Run) -> list[Comparison]:
+    """Every score of two runs of one experiment, side by side, without questions that only one of them read whole."""
+    uneven = recorded.unread ^ now.unread
+    scores, scores_now = (scores_without(run, uneven) if uneven else run.scores for run in (recorded, now))
     return [
         Comparison(
             figure=f"{name}: {metric}",
-            recorded=getattr(scores, metric).value,
-            now=getattr(now[name], metric).value,
-            tolerance=rerun_tolerance(scores.questions),
+            recorded=getattr(scores[name], metric).value,
+            now=getattr(scores_now[name], metric).value,
+            tolerance=rerun_tolerance(scores[name].questions),
         )
-        for name, scores in recorded.items()
+        for name in scores
         for metric in METRICS
     ]
+
+
+def scores_without(run: Run, ids: Collection[str]) -> dict[str, Scores]:
+    """A run's scores on each evaluation set without some of its questions."""
+    kept = {name: [i for i in places if run.questions.id[i] not in ids] for name, places in run.indices.items()}
+    return {
+        name: Scores(
+            questions=len(places),
+            **{
+                metric: Score.of(bootstrap_mean(100.0 * np.asarray(getattr(run.questions, metric))[places]))
+                for metric in METRICS
+            },
+        )
+        for name, places in kept.items()
+    }
 
 
 def rerun_tolerance(questions: int) -> float:
@@ -422,7 +439,7 @@ def rerun(
         _check_rerun(one)
     for one in chain:
         run = run_experiment(one.experiment, Path(folder or runs_folder() / "rerun"), again=True)
-    return run, compare(record.scores, run.scores) + _compare_recall(record.retrieval, run.retrieval)
+    return run, compare(record, run) + _compare_recall(record.retrieval, run.retrieval)
 
 
 def _with_starts(record: Run, folders: list[Path]) -> list[Run]:

@@ -10,11 +10,13 @@ stands whole in another. Source: Devlin et al. 2018, "BERT", arXiv:1810.04805, a
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from qa_helpers.data import DataError
+from qa_helpers.files import CourseError
 
 MAX_LENGTH = 384  # tokens a window; BERT's choice for SQuAD
 STRIDE = 128  # tokens that consecutive windows of one passage share (in BERT's own script: the step between them)
@@ -68,18 +70,38 @@ def make_windows(
 
     Raises:
         DataError: if a question is so long that no passage fits beside it.
+        CourseError: if the tokenizer loses the end of a passage.
     """
     rows = list(rows)
     windows = []
     for at in range(0, len(rows), CHUNK):
         chunk = rows[at : at + CHUNK]
         _check_lengths(chunk, tokenizer, max_length, stride)
-        windows += _cut(chunk, at, tokenizer, max_length, stride)
+        windows += cut(chunk, at, tokenizer, max_length, stride)
+    for question, end in unread_ends(rows, windows, tokenizer).items():
+        raise CourseError(
+            f"the windows of question '{rows[question].get('id', question)}' end at character {end:,} of its passage's "
+            f"{len(rows[question]['context']):,}: tokenizers {metadata.version('tokenizers')} loses text, as 0.23.1 "
+            "and 0.23.2 do; install another version: pip install 'tokenizers>=0.22,!=0.23.1,!=0.23.2'"
+        )
     return windows
 
 
-def _cut(rows: list[dict[str, Any]], number: int, tokenizer: Any, max_length: int, stride: int) -> list[Window]:
-    """The windows of some questions, of which the first has this number in the data set."""
+def unread_ends(rows: Sequence[dict[str, Any]], windows: Iterable[Window], tokenizer: Any) -> dict[int, int]:
+    """The questions whose windows end before the passage's last token, and the character at which they end."""
+    ends = dict.fromkeys(range(len(rows)), 0)
+    for window in windows:
+        if len(window.offsets):
+            ends[window.question] = max(ends[window.question], int(window.offsets[-1, 1]))
+    rests = {question: rows[question]["context"][end:] for question, end in ends.items()}
+    # Of what follows the last token, white space and lone accents make none.
+    return {question: ends[question] for question, rest in rests.items() if rest.strip() and tokenizer.tokenize(rest)}
+
+
+def cut(
+    rows: Sequence[dict[str, Any]], number: int, tokenizer: Any, max_length: int = MAX_LENGTH, stride: int = STRIDE
+) -> list[Window]:
+    """The windows of some questions, of which the first has this number in the data set; nothing is checked."""
     encoded = tokenizer(
         [row["question"] for row in rows],
         [row["context"] for row in rows],

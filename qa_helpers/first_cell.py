@@ -74,16 +74,17 @@ def requirements(folder: Path) -> list[str]:
 
 
 def missing(wanted: Sequence[str]) -> list[str]:
-    """Those of these requirements that are not installed, or too old."""
+    """Those of these requirements that are not installed, too old, or of a version that is excluded."""
     found = []
     for requirement in wanted:
-        name, _, least = requirement.partition(">=")
+        bounds, *excluded = requirement.split(",!=")
+        name, _, least = bounds.partition(">=")
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             found.append(requirement)
             continue
-        if _numbers(version) < _numbers(least):
+        if _numbers(version) < _numbers(least) or _numbers(version) in map(_numbers, excluded):
             found.append(requirement)
     return found
 

@@ -59,18 +59,12 @@ def trials(
             base, run = records.get(at_size(size, seed).name), records.get(idea(which, size, seed).name)
             if base is None or run is None:
                 continue
-            first, second = _columns(base, run, metric, evaluation)
-            right = [column.astype(bool).tolist() for column in _columns(base, run, "exact_match", evaluation)]
+            first, second = paired_columns(base, run, metric, evaluation)
+            right = [column.astype(bool).tolist() for column in paired_columns(base, run, "exact_match", evaluation)]
             gain = paired_difference((100.0 * first).tolist(), (100.0 * second).tolist())
             cost = trained_on(run, records) / trained_on(base, records)
             found.append(Trial(which, size, seed, len(first), gain, mcnemar(*right), cost))
     return sorted(found, key=lambda trial: -trial.gain.value)
-
-
-def _columns(base: Run, run: Run, metric: str, evaluation: str | None) -> tuple[np.ndarray, np.ndarray]:
-    if evaluation is None:
-        return paired_columns(base, run, metric)
-    return base.column(metric, evaluation), run.column(metric, evaluation)
 
 
 def trained_on(run: Run, records: Mapping[str, Run]) -> float:
@@ -133,7 +127,7 @@ def confirmations(
         if len(pairs) == len(SEEDS):
             if len({tuple(base.questions.id) for base, _ in pairs}) > 1:
                 raise RecordError(f"the seeds of '{which}' on {size:,} questions were not asked the same questions")
-            columns[which] = 100.0 * np.array([_columns(base, run, metric, evaluation) for base, run in pairs])
+            columns[which] = 100.0 * np.array([paired_columns(base, run, metric, evaluation) for base, run in pairs])
     if not columns:
         return []
     scores = {which: pair.mean(axis=2) for which, pair in columns.items()}  # (seed, without or with)

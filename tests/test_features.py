@@ -5,8 +5,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from qa_helpers import features
 from qa_helpers.data import DataError, load_qa
-from qa_helpers.features import MAX_LENGTH, STRIDE, make_windows, training_features
+from qa_helpers.features import MAX_LENGTH, STRIDE, make_windows, training_features, unread_ends
+from qa_helpers.files import CourseError
 
 
 def row(context, question="Who?", text=None, start=None):
@@ -197,7 +199,26 @@ def test_no_rows_give_no_windows_and_an_empty_passage_one_without_tokens(tokeniz
 
 def test_training_features_are_the_inputs_and_the_labels(tokenizer, course):
     windows = make_windows(course[:5], tokenizer)
-    for window, features in zip(windows, training_features(windows), strict=True):
-        assert features == {**window.inputs, "start_positions": window.start, "end_positions": window.end}
-        assert "attention_mask" not in features
+    for window, inputs in zip(windows, training_features(windows), strict=True):
+        assert inputs == {**window.inputs, "start_positions": window.start, "end_positions": window.end}
+        assert "attention_mask" not in inputs
         assert window.start > 0
+
+
+def test_windows_that_end_before_their_passage_does_are_an_error(tokenizer, monkeypatch):
+    """As tokenizers 0.23.1 and 0.23.2 make them: what overflows the second window is lost."""
+    rows = [row("Short."), row(" ".join(f"w{i}" for i in range(1_000)))]
+    whole = make_windows(rows, tokenizer)
+    assert len(whole) > 4
+    assert unread_ends(rows, whole, tokenizer) == {}
+    lost = whole[:3]
+    assert unread_ends(rows, lost, tokenizer) == {1: int(lost[-1].offsets[-1, 1])}
+    monkeypatch.setattr(features, "cut", lambda *rest: lost)
+    with pytest.raises(CourseError, match=r"question 'q' end at character .* loses text, .* pip install"):
+        make_windows(rows, tokenizer)
+
+
+@pytest.mark.parametrize("end", ["", "  \n", "\u0301", " \u200b"])
+def test_what_makes_no_token_at_a_passages_end_is_not_missed(tokenizer, end):
+    rows = [row("It was built in 1871" + end)]
+    assert unread_ends(rows, make_windows(rows, tokenizer), tokenizer) == {}

@@ -110,6 +110,13 @@ def test_versions_are_compared_as_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     assert missing(["torch>=2.14", "torch>=2.13.1", "torch>=10"]) == ["torch>=2.14", "torch>=2.13.1", "torch>=10"]
 
 
+def test_an_excluded_version_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = next(line for line in requirements(ROOT) if line.startswith("tokenizers"))
+    for version, lacking in (("0.23.0", []), ("0.23.1", [wanted]), ("0.23.2", [wanted]), ("0.23.3", [])):
+        monkeypatch.setattr("qa_helpers.first_cell.metadata.version", lambda name, version=version: version)
+        assert missing([wanted]) == lacking
+
+
 def test_every_requirement_has_a_least_version() -> None:
     assert len(requirements(ROOT)) > 10
     assert all(len(one.split(">=")) == 2 for one in requirements(ROOT))

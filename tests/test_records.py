@@ -23,6 +23,7 @@ from qa_helpers.records import (
     read_experiment,
     read_record,
     replace_report,
+    unread_ids,
     write_record,
 )
 from qa_helpers.statistics import Interval
@@ -485,6 +486,40 @@ def test_runs_that_were_asked_different_questions_are_not_compared(run):
     fingerprints = run.fingerprints.model_copy(update={"eval": "another"})
     with pytest.raises(RecordError, match="were asked different questions"):
         paired_columns(run, run.model_copy(update={"fingerprints": fingerprints}))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.relative_to(FOLDER).as_posix())
+def test_records_of_a_tokenizer_that_loses_text_are_marked(path):
+    run = read_record(path)
+    assert run.defects == (("lost-text",) if run.machine.versions.get("tokenizers") in ("0.23.1", "0.23.2") else ())
+
+
+def test_the_unread_questions_are_of_squad_and_answered_worse_by_the_marked_runs():
+    marked, sound = (read_record(FOLDER / part / "class-experiment1-2000-seed0.json") for part in (".", "cpu"))
+    assert marked.unread == unread_ids() <= set(sound.questions.id)
+    assert sound.unread == frozenset()
+    unread = [i for i, id in enumerate(sound.questions.id) if id in unread_ids()]
+    right = [int(np.asarray(run.questions.exact_match)[unread].sum()) for run in (marked, sound)]
+    assert right[0] < right[1]
+
+
+def test_what_only_one_of_two_runs_could_read_is_not_compared(run, monkeypatch):
+    monkeypatch.setattr("qa_helpers.records.unread_ids", lambda defect: frozenset({"b"}))
+    marked = run.model_copy(update={"defects": ("lost-text",)})
+    assert run.questions.id == ["a", "b", "c"]
+    for first, second in ((marked, run), (run, marked)):
+        assert [column.tolist() for column in paired_columns(first, second)] == [[1, 1]] * 2
+        assert [column.tolist() for column in paired_columns(first, second, evaluation="first")] == [[1]] * 2
+    for first, second in ((marked, marked), (run, run)):
+        assert [column.tolist() for column in paired_columns(first, second)] == [[1, 0, 1]] * 2
+
+
+def test_the_report_says_once_which_runs_lost_text(run):
+    marked = run.model_copy(update={"defects": ("lost-text",)})
+    assert "loses text" not in format_report([run])
+    report = format_report([run, marked, marked])
+    assert report.count("loses text") == 1
+    assert report.count("\\* |") == 2 * len(run.scores)
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
