@@ -47,7 +47,7 @@ from qa_helpers.records import (
     write_record,
 )
 from qa_helpers.retrieval import retrieval_ranks
-from qa_helpers.statistics import bootstrap_mean
+from qa_helpers.statistics import PERCENT_BOUNDS, bootstrap_mean
 from qa_helpers.training import History, Settings, complete_checkpoints, train
 
 PROBE_SEED = 0  # draws the questions that are scored after every epoch: the same ones for every run
@@ -330,7 +330,8 @@ def _save_model(model: nn.Module, tokenizer: Any, folder: Path, base: str | None
 def score(results: Iterable[Result]) -> Scores:
     """Means of all metrics over questions, in percent with their intervals."""
     results = list(results)
-    means = {metric: Score.of(bootstrap_mean([100 * float(getattr(r, metric)) for r in results])) for metric in METRICS}
+    columns = {metric: [100 * float(getattr(result, metric)) for result in results] for metric in METRICS}
+    means = {metric: Score.of(bootstrap_mean(column, bounds=PERCENT_BOUNDS)) for metric, column in columns.items()}
     return Scores(questions=len(results), **means)
 
 
@@ -396,7 +397,9 @@ def scores_without(run: Run, ids: Collection[str]) -> dict[str, Scores]:
         name: Scores(
             questions=len(places),
             **{
-                metric: Score.of(bootstrap_mean(100.0 * np.asarray(getattr(run.questions, metric))[places]))
+                metric: Score.of(
+                    bootstrap_mean(100.0 * np.asarray(getattr(run.questions, metric))[places], bounds=PERCENT_BOUNDS)
+                )
                 for metric in METRICS
             },
         )

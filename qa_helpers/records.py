@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from qa_helpers.data import ASSETS, Sampling, sample_indices
 from qa_helpers.files import CourseError, read_json, write_atomically
-from qa_helpers.statistics import Interval, bootstrap_mean
+from qa_helpers.statistics import PERCENT_BOUNDS, Interval, bootstrap_mean, exact_mean
 
 ROUNDING = 0.02  # percent: scores are rounded to two decimals, F1 of a question to four
 METRICS = ("string_equality", "exact_match", "f1", "contained")
@@ -143,7 +143,7 @@ class Experiment(StrictModel):
 
 # ---- what came of it -------------------------------------------------------------------------------------------
 class Score(StrictModel):
-    """A mean over questions with its 95 % bootstrap interval, in percent."""
+    """A mean over questions with its 95 % interval, in percent, see `statistics.bootstrap_mean`."""
 
     value: Percent
     low: Percent
@@ -227,7 +227,8 @@ class Retrieval(StrictModel):
 
     def recall(self, when: Literal["before", "after"], most: int) -> Score:
         """How often the right passage is among the `most` nearest, in percent."""
-        return Score.of(bootstrap_mean([100.0 * (rank <= most) for rank in getattr(self, when)]))
+        right = [100.0 * (rank <= most) for rank in getattr(self, when)]
+        return Score.of(bootstrap_mean(right, bounds=PERCENT_BOUNDS))
 
 
 class Fingerprints(StrictModel):
@@ -329,7 +330,14 @@ class Run(StrictModel):
                 mean = 100 * float(self.column(metric, name).mean())
                 if abs(mean - getattr(self.scores[name], metric).value) > ROUNDING:
                     raise ValueError(f"the {metric} of '{name}' is not the mean of its questions, {mean:.2f}")
+            self.scores[name] = self._with_exact_intervals(name)
         return self
+
+    def _with_exact_intervals(self, evaluation: str) -> Scores:
+        """The scores, with exact intervals where nearly all questions are right or wrong: old records have none."""
+        exact = {metric: exact_mean(100 * self.column(metric, evaluation), bounds=PERCENT_BOUNDS) for metric in METRICS}
+        changed = {metric: Score.of(interval) for metric, interval in exact.items() if interval}
+        return self.scores[evaluation].model_copy(update=changed)
 
     def column(self, metric: str, evaluation: str) -> np.ndarray:
         """One metric's values, question by question, on one evaluation set (0 to 1; text for `prediction`)."""

@@ -8,9 +8,13 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 2_000  # the interval's ends then move by about 2 % of its width (one standard deviation) between seeds
+FEW = 12  # the smallest number with which 93 % are covered for every share, see `tests/test_statistics.py`
+PERCENT_BOUNDS = (0.0, 100.0)
+UNBOUNDED = (-math.inf, math.inf)
 _BATCH_NUMBERS = 20_000_000  # numbers drawn at once: at most 160 MB, however many questions there are
 
 Values = Sequence[float] | np.ndarray
+Bounds = tuple[float, float]
 
 
 class Interval(NamedTuple):
@@ -26,9 +30,12 @@ class Interval(NamedTuple):
 
 
 def bootstrap_mean(
-    values: Sequence[float] | np.ndarray, seed: int = 0, clusters: Sequence[Hashable] | None = None
+    values: Values, seed: int = 0, clusters: Sequence[Hashable] | None = None, bounds: Bounds | None = None
 ) -> Interval:
-    """The mean and its 95 % percentile bootstrap interval over questions (Efron 1979).
+    """The mean and its 95 % interval over questions: percentile bootstrap (Efron 1979), exact where it would fail.
+
+    Where fewer than `FEW` values differ from the most frequent one, such as 19 of 20 right or two runs that hardly
+    disagree, resampling says next to nothing about what was not seen; there the interval is `exact_mean`'s.
 
     Questions on one article are hard or easy together. Where a score is to hold for other articles, too, give each
     question's article as `clusters`: then whole articles are drawn (Davison and Hinkley 1997, section 3.8; for
@@ -39,16 +46,18 @@ def bootstrap_mean(
         values: a value a question.
         seed: of the resampling.
         clusters: a label a question, such as its article's title; None takes the questions as independent.
+        bounds: the least and the greatest value that a question can have. None takes 0 and 1 where all values lie
+            between them, unless all are 0; else 0 and 100; none where a value lies outside.
 
     Raises:
-        ValueError: if there are no values, not as many labels as values, or only one cluster.
+        ValueError: if there are no values, one is no finite number or out of bounds, there are not as many labels as
+            values, or only one cluster.
     """
-    data = np.asarray(values, dtype=float)
-    if data.ndim != 1 or not len(data):
-        raise ValueError("an interval needs a list of at least one value")
+    data = _numbers(values)
+    exact = exact_mean(data, seed, clusters, bounds)
+    if exact is not None:
+        return exact
     samples: tuple[np.ndarray, ...] = (data,) if clusters is None else _cluster_sums(data, clusters)
-    if np.all(data == data[0]):  # every resample is the same
-        return Interval(*(float(data[0]),) * 3)
     result = stats.bootstrap(
         samples,
         np.mean if clusters is None else _ratio,
@@ -60,6 +69,79 @@ def bootstrap_mean(
     )
     low, high = result.confidence_interval
     return Interval(float(data.mean()), float(low), float(high))
+
+
+def exact_mean(
+    values: Values, seed: int = 0, clusters: Sequence[Hashable] | None = None, bounds: Bounds | None = None
+) -> Interval | None:
+    """The mean and its 95 % interval where nearly all values are the same; None elsewhere. See `bootstrap_mean`.
+
+    The interval of Learned-Miller and Thomas (2019, arXiv:1905.06208) for values within bounds: one more value, as low
+    or as high as can be, joins those seen, and all are weighted at random, as in a Bayesian bootstrap. For right or
+    wrong it is Clopper and Pearson's (1934); that of a difference of two runs holds 0 where `mcnemar` gives 5 % or
+    more. Without bounds, equal values say nothing about others. Clustered values count as the number of independent
+    ones that would tell as much (Korn and Graubard 1998); where all are equal, as the number of clusters.
+
+    Raises:
+        ValueError: as `bootstrap_mean`.
+    """
+    data = _numbers(values)
+    low, high = _inferred_bounds(data) if bounds is None else bounds
+    if not (low <= data.min() and data.max() <= high):
+        raise ValueError(f"values of {data.min():g} to {data.max():g} do not lie within the bounds {low:g} to {high:g}")
+    size = float(len(data)) if clusters is None else _independent(data, clusters)
+    kinds, counts = np.unique(data, return_counts=True)
+    differing = len(data) - int(counts.max())
+    if differing >= FEW or (differing and not np.isfinite([low, high]).all()):
+        return None
+    mean = float(data.mean())
+    counts = counts * size / len(data)
+    lower, upper = (_with_one_more(kinds, counts, end, share, seed) for end, share in ((low, 0.025), (high, 0.975)))
+    return Interval(mean, min(lower, mean), max(upper, mean))
+
+
+def _independent(data: np.ndarray, clusters: Sequence[Hashable]) -> float:
+    """How many independent values would tell as much about the mean as these clusters of them."""
+    sums, sizes = _cluster_sums(data, clusters)
+    scatter = float(((sums - data.mean() * sizes) ** 2).sum()) * len(sums) / (len(sums) - 1)
+    if np.ptp(data) == 0 or scatter == 0:
+        return float(len(sums) if np.ptp(data) == 0 else len(data))
+    few = stats.t.ppf(0.975, len(data) - 1) / stats.t.ppf(0.975, len(sums) - 1)  # the scatter is of few clusters
+    return float(min(len(data), data.var() * len(data) ** 2 / scatter * few**2))
+
+
+def _with_one_more(kinds: np.ndarray, counts: np.ndarray, end: float, share: float, seed: int) -> float:
+    """A quantile of the mean of values and of one more, `end`, weighted at random."""
+    if not math.isfinite(end) or np.all(kinds == end):
+        return end
+    if len(kinds) == 2 and end in kinds:  # such as right and wrong: known without drawing
+        first, second = counts + (kinds == end)
+        return float(kinds[0] + np.ptp(kinds) * stats.beta.ppf(share, second, first))
+    if len(kinds) == 1:
+        return float(end + (kinds[0] - end) * stats.beta.ppf(share if end < kinds[0] else 1 - share, counts[0], 1))
+    weights = np.random.default_rng(seed).gamma(np.append(counts, 1), size=(10 * RESAMPLES, len(kinds) + 1))
+    return float(np.quantile(weights @ np.append(kinds, end) / weights.sum(axis=1), share))
+
+
+def _numbers(values: Values) -> np.ndarray:
+    """Values as an array.
+
+    Raises:
+        ValueError: if there are none, or one is no finite number.
+    """
+    data = np.asarray(values, dtype=float)
+    if data.ndim != 1 or not len(data):
+        raise ValueError("an interval needs a list of at least one value")
+    strange = np.flatnonzero(~np.isfinite(data))
+    if len(strange):
+        raise ValueError(f"value {strange[0]} of {len(data)} is {data[strange[0]]}; an interval needs finite numbers")
+    return data
+
+
+def _inferred_bounds(data: np.ndarray) -> Bounds:
+    if data.min() < 0 or data.max() > 100:
+        return UNBOUNDED
+    return (0.0, 1.0) if 0 < data.max() <= 1 else PERCENT_BOUNDS
 
 
 def _cluster_sums(data: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
@@ -78,19 +160,22 @@ def _ratio(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
     return mean
 
 
-def by_group(values: Sequence[float], groups: Sequence[Hashable], seed: int = 0) -> dict[Hashable, Interval]:
+def by_group(
+    values: Values, groups: Sequence[Hashable], seed: int = 0, bounds: Bounds | None = None
+) -> dict[Hashable, Interval]:
     """Each group's mean with its interval over questions, the highest first: such as EM by article.
 
-    The best and the worst of many groups differ even where only chance is at work, and a small group whose values are
-    all equal has an interval of no width: look at the number of questions, too.
+    The best and the worst of many groups differ even where only chance is at work. `bounds` as `bootstrap_mean` takes
+    them, of all groups together.
 
     Raises:
-        ValueError: if there are not as many labels as values.
+        ValueError: if there are not as many labels as values, or as `bootstrap_mean` does.
     """
+    bounds = bounds or _inferred_bounds(_numbers(values))
     members: dict[Hashable, list[float]] = {}
     for group, value in zip(groups, values, strict=True):
         members.setdefault(group, []).append(value)
-    means = {group: bootstrap_mean(found, seed) for group, found in members.items()}
+    means = {group: bootstrap_mean(of_group, seed, bounds=bounds) for group, of_group in members.items()}
     return dict(sorted(means.items(), key=lambda item: -item[1].value))
 
 
@@ -101,41 +186,63 @@ def gains_over_blocks(base: Sequence[float], others: Mapping[str, Sequence[float
     blocks. They are too few to tell how far one idea's gain scatters from seed to seed; so that is taken to be alike
     for all of them, normal and independent, and estimated from all together as the residual of a randomised block
     design (Fisher 1935, *The Design of Experiments*; Student's t allows for how few they are). That all gains share
-    the base's luck is accounted for. An interval is for one treatment: of many, some miss.
+    the base's luck is accounted for. An interval is for one treatment: of many, some miss. Scores that do not scatter
+    at all, such as 0 of every run, do not tell how far others would: then the interval has no ends.
 
     Args:
         base: a score a block, without a treatment.
         others: each treatment's scores in the same blocks.
 
     Raises:
-        ValueError: if there is no treatment, fewer than two blocks, or not a score for each.
+        ValueError: if there is no treatment, fewer than two blocks, not a score for each, or one that is no number.
     """
     if not others or any(len(scores) != len(base) for scores in others.values()) or len(base) < 2:
         raise ValueError("gains over blocks need a base, a treatment, and a score of each in two blocks or more")
-    table = np.array([base, *others.values()], dtype=float)
+    table = np.array([_numbers(scores) for scores in (base, *others.values())])
     rows, blocks = table.shape
     residual = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
     freedom = (rows - 1) * (blocks - 1)
     half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(2 * float((residual**2).sum()) / freedom / blocks)
+    if np.allclose(residual, 0, atol=1e-9 * max(1.0, float(np.abs(table).max()))):
+        half = math.inf
     gains = table[1:].mean(axis=1) - table[0].mean()
     return {name: Interval(gain, gain - half, gain + half) for name, gain in zip(others, gains.tolist(), strict=True)}
 
 
 # ---- two runs --------------------------------------------------------------------------------------------------
 def paired_difference(
-    first: Values, second: Values, seed: int = 0, clusters: Sequence[Hashable] | None = None
+    first: Values,
+    second: Values,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+    bounds: Bounds | None = None,
 ) -> Interval:
-    """Mean of `second - first` over the same questions, with its paired bootstrap interval.
+    """Mean of `second - first` over the same questions, with its paired interval.
 
-    `clusters` as `bootstrap_mean` takes it.
+    `clusters` and `bounds`, which are those of the scores, as `bootstrap_mean` takes them. Two runs that agree on
+    every question can still differ on others: 20 such questions leave a difference of 17 points possible.
 
     Raises:
         ValueError: if the two are not of the same length, or as `bootstrap_mean` does.
     """
-    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if a.shape != b.shape:
-        raise ValueError(f"a paired comparison needs the same questions; got {len(a)} and {len(b)}")
-    return bootstrap_mean(b - a, seed, clusters)
+    a, b = _paired(first, second)
+    low, high = _inferred_bounds(np.append(a, b)) if bounds is None else bounds
+    return bootstrap_mean(b - a, seed, clusters, (low - high, high - low))
+
+
+def _paired(first: Values, second: Values) -> tuple[np.ndarray, np.ndarray]:
+    """Two runs' values as arrays.
+
+    Raises:
+        ValueError: if they are not of the same length, there are none, or one is no finite number.
+    """
+    _same_length(first, second)
+    return _numbers(first), _numbers(second)
+
+
+def _same_length(first: Values, second: Values) -> None:
+    if len(first) != len(second):
+        raise ValueError(f"a paired comparison needs the same questions; got {len(first)} and {len(second)}")
 
 
 def mcnemar(first: Values, second: Values) -> float:
@@ -143,13 +250,17 @@ def mcnemar(first: Values, second: Values) -> float:
 
     Only the questions that one run got right and the other wrong count. 1.0 if there are none.
 
+    Args:
+        first, second: 1 where right, 0 where wrong, a value a question.
+
     Raises:
-        ValueError: if the two are not of the same length.
+        ValueError: if the two are not of the same length, or a value is neither 0 nor 1.
     """
-    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    if a.shape != b.shape:
-        raise ValueError(f"a paired comparison needs the same questions; got {len(a)} and {len(b)}")
-    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(~a & b))
+    _same_length(first, second)
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if not np.isin([a, b], [0, 1]).all():
+        raise ValueError("McNemar's test is of right and wrong, 1 and 0; compare other scores by paired_difference")
+    only_a, only_b = int(np.sum(a > b)), int(np.sum(a < b))
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
@@ -168,16 +279,14 @@ class WinRate(NamedTuple):
 
 
 def win_rate(first: Values, second: Values, seed: int = 0, clusters: Sequence[Hashable] | None = None) -> WinRate:
-    """How often `second` is above `first` on the same questions; arguments as `paired_difference` takes them.
+    """How often `second` is above `first` on the same questions; `clusters` as `bootstrap_mean` takes them.
 
     Raises:
         ValueError: if the two are not of the same length, or as `bootstrap_mean` does.
     """
-    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if a.shape != b.shape:
-        raise ValueError(f"a paired comparison needs the same questions; got {len(a)} and {len(b)}")
+    a, b = _paired(first, second)
     wins, losses = int(np.sum(b > a)), int(np.sum(b < a))
-    rate = bootstrap_mean(50 * (np.sign(b - a) + 1), seed, clusters)
+    rate = bootstrap_mean(50 * (np.sign(b - a) + 1), seed, clusters, PERCENT_BOUNDS)
     return WinRate(wins, len(a) - wins - losses, losses, rate, mcnemar(b < a, b > a))
 
 

@@ -103,15 +103,10 @@ def test_the_interval_depends_on_the_seed_only_a_little():
 
 @settings(max_examples=50)
 @given(st.lists(st.sampled_from([0.0, 1.0, 0.5]), min_size=1, max_size=30))
-def test_the_interval_holds_the_mean_and_stays_within_the_values(values):
-    interval = bootstrap_mean(values)
-    assert min(values) <= interval.low <= interval.value <= interval.high <= max(values)
+def test_the_interval_holds_the_mean_and_stays_within_the_bounds(values):
+    interval = bootstrap_mean(values, bounds=(0, 1))
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
     assert interval.value == pytest.approx(sum(values) / len(values))
-
-
-@pytest.mark.parametrize("values", [[7.0], [0.0] * 50, [100.0] * 3])
-def test_equal_values_have_an_interval_of_no_width(values):
-    assert bootstrap_mean(values) == (values[0],) * 3
 
 
 @pytest.mark.parametrize("values", [[], np.zeros((2, 3)), 5.0])
@@ -130,6 +125,127 @@ def test_all_of_squad_fits_into_memory_and_is_the_same_whatever_the_batches(monk
     assert whole.low < whole.value < whole.high
     monkeypatch.setattr(statistics, "_BATCH_NUMBERS", 10_570 * 100)
     assert bootstrap_mean(values) == whole
+
+
+# ---- where nearly all values are the same --------------------------------------------------------------------------
+@pytest.mark.parametrize(("right", "size"), [(20, 20), (19, 20), (0, 206), (3, 206), (11, 200), (490, 500), (1, 1)])
+def test_where_nearly_all_are_right_or_wrong_the_interval_is_clopper_and_pearsons(right, size):
+    values = [100] * right + [0] * (size - right)
+    exact = stats.binomtest(right, size).proportion_ci(method="exact")
+    assert bootstrap_mean(values) == pytest.approx((100 * right / size, 100 * exact.low, 100 * exact.high))
+    assert bootstrap_mean(np.array(values) / 100, bounds=(0, 1)) == pytest.approx((right / size, *exact))
+
+
+def test_the_usual_interval_is_the_bootstraps_to_the_digit():
+    values = np.repeat([100.0, 0.0], [12, 194])
+    draw = np.random.default_rng(0)
+    expected = stats.bootstrap((values,), np.mean, n_resamples=2_000, method="percentile", rng=draw)
+    assert bootstrap_mean(values) == (values.mean(), *expected.confidence_interval)
+
+
+SHARES = (1, 2, 5, 10, 25, 50, 75, 90, 95, 98, 99)  # percent, of the table
+
+
+@pytest.mark.parametrize("questions", [20, 33, 40, 50, 100, 200, 206, 500])
+def test_every_share_is_covered_in_93_of_100_cases(questions):
+    """Over all that can happen, each weighted by its probability; `pytest -s -k every_share` prints the table."""
+    right, percent = np.arange(questions + 1), np.arange(1, 100)
+    values = [binary_of(questions, count) for count in right]
+    low, high = np.array([bootstrap_mean(value, bounds=(0, 100))[1:] for value in values]).T
+    within = (low[:, None] <= percent + 1e-9) & (percent - 1e-9 <= high[:, None])
+    coverage = (stats.binom.pmf(right[:, None], questions, percent / 100) * within).sum(axis=0)
+    print(f"\n{questions:3} questions:", *(f"{share} %: {100 * coverage[share - 1]:.1f} " for share in SHARES))
+    assert coverage.min() >= 0.93, f"{percent[coverage.argmin()]} %"
+
+
+def binary_of(size, count):
+    """So many right of so many questions, in any order, in percent."""
+    return np.random.default_rng(count).permutation(np.repeat([100.0, 0.0], [count, size - count]))
+
+
+SIMULATED = [(20, share) for share in SHARES] + [(206, share) for share in (1, 2, 98, 99)]
+EVERY_CELL = [(questions, share) for questions in (20, 40, 50, 100, 200, 206, 500) for share in SHARES]
+
+
+@pytest.mark.parametrize(
+    ("questions", "share"), SIMULATED + [pytest.param(*cell, marks=pytest.mark.benchmark) for cell in EVERY_CELL]
+)
+def test_a_simulation_finds_it_covered_as_often(questions, share):
+    simulations = 1_000
+    random = np.random.default_rng(questions + share)
+    drawn = 100.0 * (random.random((simulations, questions)) < share / 100)
+    covered = np.mean([low - 1e-9 <= share <= high + 1e-9 for _, low, high in map(bootstrap_mean, drawn)])
+    print(f"\n{questions:3} questions, {share:2} % right: covered in {100 * covered:.1f} %")
+    assert covered >= 0.93 - 2.6 * math.sqrt(0.93 * 0.07 / simulations)  # 0.5 % of simulations, by chance
+
+
+def test_f1_that_is_all_but_equal_is_as_uncertain_as_right_and_wrong():
+    assert bootstrap_mean([0.0] * 206).high == pytest.approx(100 * (1 - 0.025 ** (1 / 206)))
+    half = bootstrap_mean([50.0] + [0.0] * 205)
+    assert 0 < half.low < half.value == pytest.approx(50 / 206)
+    assert bootstrap_mean([0.0] * 206).high < half.high < bootstrap_mean([100.0] + [0.0] * 205).high
+    assert bootstrap_mean([7.0]) == pytest.approx((7, 7 * 0.025, 7 + 93 * 0.975))
+
+
+def test_equal_values_without_bounds_say_nothing_about_others():
+    assert bootstrap_mean([-3.0] * 20) == (-3, -math.inf, math.inf)
+    assert bootstrap_mean([0.5] * 20, bounds=(0, math.inf)) == (0.5, pytest.approx(0.5 * 0.025 ** (1 / 20)), math.inf)
+    assert bootstrap_mean([0.5] * 20 + [-2.0]).low > -2  # unequal ones are drawn, as ever
+
+
+def test_values_out_of_bounds_are_refused():
+    with pytest.raises(ValueError, match="values of 0 to 100 do not lie within the bounds 0 to 1"):
+        bootstrap_mean([0, 100], bounds=(0, 1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_refused(value):
+    strange, plain = [1.0, value, 0.0], [1.0, 0.0, 1.0]
+    tries = (
+        lambda: bootstrap_mean(strange),
+        lambda: bootstrap_mean(strange, clusters=["a", "b", "a"]),
+        lambda: by_group(strange, ["a", "b", "a"]),
+        lambda: paired_difference(strange, plain),
+        lambda: paired_difference(strange, strange),
+        lambda: win_rate(plain, strange),
+        lambda: gains_over_blocks(plain, {"a": strange}),
+    )
+    for action in tries:
+        with pytest.raises(ValueError, match=f"value 1 of 3 is {value}; an interval needs finite numbers"):
+            action()
+    with pytest.raises(ValueError, match="right and wrong, 1 and 0"):
+        mcnemar(strange, plain)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        expected_calibration([0.5, value], [1, 0])
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        expected_calibration([0.5, 0.5], [1, value])
+    for numbers in ((value, 0.1), (0.02, value), (0.02, 0.1, value), (0.02, 0.1, 0.8, value)):
+        with pytest.raises(ValueError, match="needs 0 <"):
+            questions_needed(*numbers)
+    for numbers in ((value, 0.1), (0.2, value), (0.2, 0.1, value), (0.2, 0.1, 0.8, value)):
+        with pytest.raises(ValueError, match="needs"):
+            questions_needed_unpaired(*numbers)
+
+
+def test_right_in_all_clusters_counts_the_clusters():
+    labels = np.repeat(np.arange(20), 10)
+    assert bootstrap_mean([100] * 200, clusters=labels) == pytest.approx(bootstrap_mean([100] * 20))
+    assert bootstrap_mean([100] * 200).low > 98
+    nearly = np.repeat([0.0, 100.0], [8, 192])
+    together, apart = bootstrap_mean(nearly, clusters=labels), bootstrap_mean(nearly, clusters=np.arange(200) % 20)
+    assert apart == pytest.approx(bootstrap_mean(nearly))
+    assert together.low < 80 < 92 < apart.low  # all that is wrong is of one cluster
+
+
+@pytest.mark.parametrize("share", [0.9, 0.95, 0.99])
+def test_clusters_that_are_right_or_wrong_as_a_whole_are_covered(share):
+    labels = np.repeat(np.arange(20), 5)
+    covered = []
+    for seed in range(400):
+        right = np.repeat(np.random.default_rng(seed).random(20) < share, 5)
+        interval = bootstrap_mean(100.0 * right, seed, labels)
+        covered.append(interval.low <= 100 * share <= interval.high)
+    assert np.mean(covered) >= 0.91
 
 
 # ---- questions that are not independent --------------------------------------------------------------------------
@@ -193,6 +309,8 @@ def test_groups_are_sorted_by_their_means():
     assert {group: interval.value for group, interval in means.items()} == {"b": 1, "a": 0.5, "c": 0}
     assert list(means) == ["b", "a", "c"]
     assert means["a"] == bootstrap_mean([0, 1])
+    assert means["b"] == pytest.approx((1, 0.025**0.5, 1))
+    assert means["c"] == pytest.approx((0, 0, 0.975))  # a fraction, too, though all that is seen of it is 0
     with pytest.raises(ValueError, match="longer"):
         by_group([1, 0], ["a"])
 
@@ -218,6 +336,13 @@ def test_the_residual_of_a_block_design_counted_by_hand():
     half = stats.t.ppf(0.975, 4) * math.sqrt(2 * (2 * (0.25 + 1 + 2.25)) / 4 / 3)
     assert found["a"] == pytest.approx((0.0, -half, half))
     assert found["b"] == pytest.approx((1.5, 1.5 - half, 1.5 + half))
+
+
+def test_scores_that_never_scatter_do_not_tell_how_others_would():
+    assert gains_over_blocks([0.0] * 3, {"a": [0.0] * 3, "b": [2.0] * 3}) == {
+        "a": (0, -math.inf, math.inf),
+        "b": (2, -math.inf, math.inf),
+    }
 
 
 def test_gains_cover_the_truth_in_95_of_100_cases_though_they_share_a_base():
@@ -254,7 +379,47 @@ def test_pairing_narrows_the_interval_of_a_difference():
 def test_the_difference_changes_its_sign_with_the_order():
     first, second = runs()
     assert paired_difference(second, first).value == -paired_difference(first, second).value
-    assert paired_difference(first, first) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("runs_alike", [[0.0] * 200, [100.0] * 200, [100.0] * 120 + [0.0] * 80])
+def test_runs_that_agree_everywhere_may_differ_on_other_questions(runs_alike):
+    unseen = 100 * (1 - 0.025 ** (1 / 200))  # of so many questions, 200 hold none in one case of 40
+    assert paired_difference(runs_alike, runs_alike) == pytest.approx((0, -unseen, unseen))
+
+
+@given(st.integers(0, 11), st.integers(0, 11), st.integers(0, 300))
+def test_the_interval_of_a_few_differences_holds_0_where_mcnemar_says_so(only_first, only_second, others):
+    if only_first + only_second >= statistics.FEW:
+        only_second = statistics.FEW - 1 - only_first
+    others = max(others, only_first + only_second)  # so that to agree is the most frequent
+    first = np.repeat([1.0, 0.0, 1.0], [only_first, only_second, others])
+    second = np.repeat([0.0, 1.0, 1.0], [only_first, only_second, others])
+    difference = paired_difference(first, second)
+    assert (difference.low <= 0 <= difference.high) == (mcnemar(first, second) > 0.05)
+    assert difference.low <= difference.value <= difference.high
+
+
+@pytest.mark.parametrize(("questions", "disagreement"), [(20, 0.05), (20, 0.1), (200, 0.005), (200, 0.01), (200, 0.02)])
+@pytest.mark.parametrize("share_of_second", [0.5, 0.7, 0.9, 1.0])
+def test_a_small_difference_is_covered_in_93_of_100_cases(questions, disagreement, share_of_second, few_resamples):
+    """Over all that can happen with fewer than `FEW` differences, which are nearly all cases here."""
+    covered = 0.0
+    for differing in range(statistics.FEW):
+        for gained in range(differing + 1):
+            numbers = [gained, differing - gained, questions - differing]
+            difference = np.repeat([1.0, -1.0, 0.0], numbers)
+            low, high = bootstrap_mean(difference, bounds=(-1, 1))[1:]
+            probability = stats.binom.pmf(differing, questions, disagreement)
+            probability *= stats.binom.pmf(gained, differing, share_of_second)
+            covered += probability * (low <= disagreement * (2 * share_of_second - 1) <= high)
+    assert covered >= 0.93
+
+
+def test_mcnemar_is_of_right_and_wrong_only():
+    with pytest.raises(ValueError, match="compare other scores by paired_difference"):
+        mcnemar([0.4] * 20, [0.9] * 20)
+    with pytest.raises(ValueError, match="1 and 0"):
+        mcnemar([100, 0], [0, 0])
 
 
 @pytest.mark.parametrize(
@@ -430,3 +595,10 @@ def test_the_two_sides_of_a_comparison_add_up_to_all(pairs: list[tuple[int, int]
 def test_a_win_rate_needs_the_same_questions() -> None:
     with pytest.raises(ValueError, match="got 2 and 3"):
         win_rate([1, 2], [1, 2, 3])
+
+
+def test_the_win_rate_of_answers_that_all_win_or_all_tie_has_an_interval() -> None:
+    assert win_rate([0] * 20, [1] * 20).rate == pytest.approx(bootstrap_mean([100] * 20))
+    half = 50 * (1 - 0.025 ** (1 / 20))
+    assert win_rate([1] * 20, [1] * 20).rate == pytest.approx((50, 50 - half, 50 + half))
+    assert win_rate([0] * 20, [1] * 19 + [0]).rate.low < 82  # a tie more is no better

@@ -10,7 +10,7 @@ import numpy as np
 
 from qa_helpers.records import RecordError
 from qa_helpers.rlhf.records import ChainRun, Columns
-from qa_helpers.statistics import Interval, WinRate, paired_difference, win_rate
+from qa_helpers.statistics import PERCENT_BOUNDS, UNBOUNDED, Interval, WinRate, paired_difference, win_rate
 
 PERCENT = ("exact_match", "f1", "agreement")  # columns whose means are given in percent
 
@@ -58,9 +58,9 @@ def gain(
         RecordError: if the runs do not share their questions, or one lacks the policy.
     """
     held_out(runs)
-    scale = 100.0 if column in PERCENT else 1.0
+    scale, bounds = (100.0, PERCENT_BOUNDS) if column in PERCENT else (1.0, UNBOUNDED)
     before, after = (scale * _mean(runs, name, column) for name in (against, policy))
-    return paired_difference(before, after, clusters=runs[0].titles if over_articles else None)
+    return paired_difference(before, after, clusters=runs[0].titles if over_articles else None, bounds=bounds)
 
 
 def wins(run: ChainRun, policy: str, against: str = "reference", over_articles: bool = False) -> WinRate:

@@ -25,7 +25,7 @@ from qa_helpers.records import (
     StrictModel,
     parse,
 )
-from qa_helpers.statistics import bootstrap_mean, win_rate
+from qa_helpers.statistics import UNBOUNDED, bootstrap_mean, win_rate
 
 FOLDER = "rlhf-language"  # in `records/`
 
@@ -148,7 +148,7 @@ def language_table(run: LanguageChainRun) -> tuple[list[str], list[tuple[str, ..
     rows = []
     for name, columns in {"before": run.before, **{n: result.final for n, result in run.methods.items()}}.items():
         percent = [f"{100 * columns.array(column).mean():.1f}" for column in ("exact_match", "f1", "agreement")]
-        kl = bootstrap_mean(columns.array("kl"), clusters=run.titles)
+        kl = bootstrap_mean(columns.array("kl"), clusters=run.titles, bounds=UNBOUNDED)
         won = win_rate(run.before.agreement, columns.agreement, clusters=run.titles).rate
         tokens, reward = (columns.array(column).mean() for column in ("tokens", "reward"))
         shown = f"{kl.value:.2f} [{kl.low:.2f}, {kl.high:.2f}]"
