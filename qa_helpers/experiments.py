@@ -149,9 +149,9 @@ def check_work(experiments: Sequence[Experiment]) -> None:
             share += experiment.epochs * asked / MOST_WORK[experiment.task]
             if share > 1:
                 raise RecordError(
-                    f"'{experiment.name}' trains for {experiment.epochs:,} epochs of {asked:,} questions, which (with "
-                    "what it starts from) is more than is trained unasked; take fewer epochs or questions, or set "
-                    "QA_LONG_RUNS=1 if you mean it"
+                    f"'{experiment.name}' trains on {experiment.epochs:,} × {asked:,} questions (epochs × questions, "
+                    "those scored after each among them), with what it starts from more than is trained unasked; take "
+                    "fewer, or set QA_LONG_RUNS=1 if you mean it"
                 )
 
 
