@@ -117,7 +117,6 @@ def _positive(text: str) -> int:
 # ---- commands --------------------------------------------------------------------------------------------------
 def run(options: argparse.Namespace) -> int:
     """Run one experiment and print its scores."""
-    from qa_helpers.experiments import run_experiment
     from qa_helpers.records import RecordError, format_report, read_experiment, write_record
     from qa_helpers.scales import named_experiments
 
@@ -127,6 +126,8 @@ def run(options: argparse.Namespace) -> int:
             size = experiment.train_size or "all"
             print(f"{name:28} {experiment.data}, {size} questions, {experiment.epochs} epochs, {experiment.model}")
         return 0
+    from qa_helpers.experiments import run_experiment  # not above: torch takes seconds, and the list needs none
+
     if options.experiment is None:
         raise RecordError("name an experiment that --list shows, or a JSON file that describes one")
     if options.experiment in named:
