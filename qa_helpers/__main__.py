@@ -1,35 +1,68 @@
 """The command line: python -m qa_helpers check | run | sweep | rerun | chain | report | notebooks, each with --help.
 
-Exit codes: 0 done and as expected; 1 done, but something is missing, off or failed; 2 bad input, said in one
-sentence; 130 stopped by Ctrl-C.
+Exit codes: 0 done and as expected; 1 done, but something is missing, off or failed; 2 bad input, or a file that cannot
+be written, said in one sentence; 130 stopped by Ctrl-C; 141 whoever read the output, such as `head`, wants no more.
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qa_helpers.files import CourseError, hub_is_off
+from qa_helpers.files import CourseError, check_writable, hub_is_off, refusal, user_path
+from qa_helpers.first_cell import lacking
+
+INSTALL = "python -m pip install -r requirements.txt"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run_command(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except CourseError as problem:
+        return _fail(str(problem))
+    except KeyboardInterrupt:
+        return _fail("stopped; what is finished stays", 130)
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except OSError as problem:
+        _drop_output()
+        return _fail(refusal(problem, problem.filename or "the output"))
+    except ImportError as problem:
+        lacks = lacking()
+        if not lacks and (not isinstance(problem, ModuleNotFoundError) or str(problem.name).startswith("qa_helpers")):
+            raise  # nothing to install: a fault of the package's
+        return _fail(f"this Python lacks {', '.join(lacks) or problem.name}; in the course's folder, run: {INSTALL}")
+
+
+def _fail(sentence: str, code: int = 2) -> int:
+    print(f"qa_helpers: {sentence}", file=sys.stderr)
+    return code
+
+
+def _drop_output() -> None:
+    """Write out what was printed, or forget it where nobody takes it: else Python tries again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_command(arguments: list[str]) -> int:
     if arguments[:1] == ["notebooks"]:  # has a parser of its own, and needs neither torch nor transformers
         from qa_helpers.notebooks import main as run_notebooks
 
         return run_notebooks(arguments[1:])
     options = _parser().parse_args(arguments)
-    try:
-        return int(options.command(options))
-    except CourseError as problem:
-        print(f"qa_helpers: {problem}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("qa_helpers: stopped; what is finished stays", file=sys.stderr)
-        return 130
+    if getattr(options, "record", None):
+        check_writable(options.record)  # rather now than after the training
+    return int(options.command(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,30 +79,30 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("experiment", nargs="?", help="a name that --list shows, or a JSON file that describes one")
     one.add_argument("--list", action="store_true", help="list the experiments that have names")
     one.add_argument("--again", action="store_true", help="train again even if there is a result")
-    one.add_argument("--folder", type=Path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
-    one.add_argument("--record", type=Path, help="also write the record to this file")
+    one.add_argument("--folder", type=user_path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
+    one.add_argument("--record", type=user_path, help="also write the record to this file")
     many = add("sweep", sweep, "Run lists of experiments, several at a time; finished ones are read back.")
     words = "a JSON file: a list of experiments or their names; or a pattern of names, as 'class-size-*'"
     many.add_argument("lists", nargs="+", metavar="LIST", help=words)
-    many.add_argument("--folder", type=Path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
-    many.add_argument("--records", type=Path, metavar="DIR", help="also write each run's record into this folder")
+    many.add_argument("--folder", type=user_path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
+    many.add_argument("--records", type=user_path, metavar="DIR", help="also write each run's record into this folder")
     many.add_argument("--processes", type=_positive, metavar="N", help="experiments at a time (default: one a GPU)")
     two = add("rerun", rerun, "Run recorded experiments again and compare every score with the recorded one.")
-    two.add_argument("records", nargs="+", metavar="RECORD", type=Path)
-    two.add_argument("--folder", type=Path, help="where to write (default: rerun/ in the runs folder)")
+    two.add_argument("records", nargs="+", metavar="RECORD", type=user_path)
+    two.add_argument("--folder", type=user_path, help="where to write (default: rerun/ in the runs folder)")
     chain_ = add("chain", chain, "Run a chain of RLHF: reward models, policies, record. What is done is read back.")
     chain_.add_argument("chain", help="a chain that has a name, such as class-rlhf-seed0, or a JSON file")
-    chain_.add_argument("--folder", type=Path, help="runs folder, which holds the reference's run, too")
-    chain_.add_argument("--record", type=Path, help="also write the record to this file")
+    chain_.add_argument("--folder", type=user_path, help="runs folder, which holds the reference's run, too")
+    chain_.add_argument("--record", type=user_path, help="also write the record to this file")
     words = "Run a chain of RLHF on a language model: answers, reward model, DPO, GRPO, record. Needs trl."
     written = add("language-chain", language_chain, words)
     written.add_argument("chain", help="a chain that has a name, such as quick-language-seed0, or a JSON file")
-    written.add_argument("--folder", type=Path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
-    written.add_argument("--record", type=Path, help="also write the record to this file")
+    written.add_argument("--folder", type=user_path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
+    written.add_argument("--record", type=user_path, help="also write the record to this file")
     three = add("report", report, "Print recorded runs as a Markdown table.")
-    three.add_argument("records", nargs="+", metavar="RECORD", type=Path)
-    three.add_argument("--picture", type=Path, help="also draw EM with intervals, a PNG file")
-    three.add_argument("--into", type=Path, help="replace the table between this file's report marks instead")
+    three.add_argument("records", nargs="+", metavar="RECORD", type=user_path)
+    three.add_argument("--picture", type=user_path, help="also draw EM with intervals, a PNG file")
+    three.add_argument("--into", type=user_path, help="replace the table between this file's report marks instead")
     commands.add_parser("notebooks", help="Execute notebooks and write an HTML copy of each (see notebooks --help).")
     return parser
 
@@ -84,7 +117,6 @@ def _positive(text: str) -> int:
 # ---- commands --------------------------------------------------------------------------------------------------
 def run(options: argparse.Namespace) -> int:
     """Run one experiment and print its scores."""
-    from qa_helpers.experiments import run_experiment
     from qa_helpers.records import RecordError, format_report, read_experiment, write_record
     from qa_helpers.scales import named_experiments
 
@@ -94,6 +126,8 @@ def run(options: argparse.Namespace) -> int:
             size = experiment.train_size or "all"
             print(f"{name:28} {experiment.data}, {size} questions, {experiment.epochs} epochs, {experiment.model}")
         return 0
+    from qa_helpers.experiments import run_experiment  # not above: torch takes seconds, and the list needs none
+
     if options.experiment is None:
         raise RecordError("name an experiment that --list shows, or a JSON file that describes one")
     if options.experiment in named:
@@ -130,9 +164,9 @@ def rerun(options: argparse.Namespace) -> int:
 
     worst = 0
     for record, path in [(read_record(path), path) for path in options.records]:
+        print(f"{record.experiment.name}: what is run")
+        print(f"  {record.experiment.model_dump_json(exclude={'name'})}", flush=True)  # before it is trained
         _, comparisons = experiments.rerun(record, options.folder, beside=path.parent)
-        print(f"{record.experiment.name}: what was run")
-        print(f"  {record.experiment.model_dump_json(exclude={'name'})}")
         print(f"  {'figure':34} recorded     now  tolerance")
         for one in comparisons:
             print(f"  {one.figure:34} {one.recorded:8.2f} {one.now:7.2f} {one.tolerance:10.2f}  {one.verdict}")
@@ -201,6 +235,11 @@ def report(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Print what this machine can do; 1 if something that the quick scale needs is missing."""
+    if lacks := lacking():  # without these, nothing else can be looked at
+        print(f"{'Python':14} {sys.version.split()[0]}, {sys.executable}")
+        print(f"{'lacking':14} {', '.join(lacks)}")
+        print(f"{'to do':14} in the course's folder, run: {INSTALL}")
+        return 1
     lines, complete = machine_report()
     for name, text in lines:
         print(f"{name:14} {text}")

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qa_helpers.files import CourseError, hub_is_off, read_json
+from qa_helpers.files import CourseError, hub_is_off, read_json, user_path
 
 ASSETS = Path(__file__).parent / "assets"
 HUB_NAME = {"squad": "rajpurkar/squad"}  # the bare name "squad" no longer loads
@@ -254,7 +254,9 @@ def find_file(name: str, split: Split | None = None) -> Path | None:
         return _file_in(ASSETS / "courseqa", split)
     if name == "squad":
         folder = os.environ.get("QA_DATA_DIR")
-        return _file_in(Path(folder) / "squad", split) if folder else None
+        return _file_in(user_path(folder) / "squad", split) if folder else None
+    if name.startswith("~"):
+        name = str(user_path(name))
     if os.path.isdir(name):  # unlike Path.is_dir, False also for a name too long for the file system
         return _file_in(Path(name), split)
     if not os.path.isfile(name):

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from qa_helpers.cloze import load_cloze
 from qa_helpers.data import fingerprint, load_qa, sample_indices
 from qa_helpers.diagnosis import metric_ladder
 from qa_helpers.evaluation import Answers, Result, evaluate
-from qa_helpers.files import project_folder, write_atomically
+from qa_helpers.files import project_folder, storing, user_path, write_atomically
 from qa_helpers.lineage import ancestors, average_weights, changed_ancestors, load_run, starting_point
 from qa_helpers.machine import describe_machine, peak_memory_mib, quiet, release_memory, reset_peak_memory, set_seed
 from qa_helpers.records import (
@@ -54,9 +54,9 @@ PROBE_SEED = 0  # draws the questions that are scored after every epoch: the sam
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------
-def runs_folder() -> Path:
-    """Where runs are kept: `$QA_RUNS_DIR`, else `runs/` of the course."""
-    return Path(os.environ.get("QA_RUNS_DIR") or project_folder() / "runs")
+def runs_folder(folder: Path | str | None = None) -> Path:
+    """Where runs are kept: the folder that is given, else `$QA_RUNS_DIR`, else `runs/` of the course."""
+    return user_path(folder or os.environ.get("QA_RUNS_DIR") or project_folder() / "runs")
 
 
 def load_records(pattern: str = "*") -> dict[str, Run]:
@@ -71,7 +71,7 @@ def load_trained(name: str, folder: Path | str | None = None) -> tuple[nn.Module
     Raises:
         RecordError: if there is no such run in the runs folder.
     """
-    return load_run(name, Path(folder or runs_folder()))
+    return load_run(name, runs_folder(folder))
 
 
 # ---- running ---------------------------------------------------------------------------------------------------
@@ -86,11 +86,12 @@ def run_experiment(experiment: Experiment, folder: Path | str | None = None, aga
         again: train again even if there is a result.
 
     Raises:
-        CourseError: if the data or the model cannot be had, the folder holds another experiment of this name, or
-            another process is running it.
+        CourseError: if the data or the model cannot be had, it would train for too long (see `check_work`), the folder
+            holds another experiment of this name or cannot be written to, or another process is running it.
     """
-    home = Path(folder or runs_folder()) / experiment.name
+    home = runs_folder(folder) / experiment.name
     if again or not (home / "run.json").exists():
+        check_work([experiment])  # before anything is replaced
         with locked(home):
             if again:
                 _clear(home)
@@ -110,18 +111,58 @@ def locked(home: Path) -> Iterator[None]:
 
     The lock lies beside the folder, which `again` removes, and stays when it is released: whoever removed it could
     remove one that another process has just taken.
+
+    Raises:
+        CourseError: if another process is running there, or what is done inside cannot be written, see `storing`.
     """
     path = home.parent / ".locks" / f"{home.name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise RecordError(f"{home}: another process is running this experiment; wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    with storing(home):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise RecordError(f"{home}: another process is running this experiment; wait for it, or stop it") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+# Questions that a span model and a language model may be trained on, each counted once an epoch: hours on a CPU.
+MOST_WORK = {"span": 300_000, "generate": 30_000}
+
+
+def check_work(experiments: Sequence[Experiment]) -> None:
+    """Refuse to train for absurdly long, such as by somebody else's record; `$QA_LONG_RUNS` set to 1 allows it.
+
+    Raises:
+        CourseError: if experiments that belong together train on more than `MOST_WORK` questions, those that are scored
+            after every epoch counted, too.
+    """
+    if os.environ.get("QA_LONG_RUNS") == "1":
+        return
+    share = 0.0
+    for experiment in experiments:
+        if experiment.epochs:
+            asked = training_questions(experiment) + experiment.probe_size
+            share += experiment.epochs * asked / MOST_WORK[experiment.task]
+            if share > 1:
+                raise RecordError(
+                    f"'{experiment.name}' trains on {experiment.epochs:,} × {asked:,} questions (epochs × questions, "
+                    "those scored after each among them), with what it starts from more than is trained unasked; take "
+                    "fewer, or set QA_LONG_RUNS=1 if you mean it"
+                )
+
+
+def training_questions(experiment: Experiment) -> int:
+    """How many questions it trains on in an epoch; where that is all of those made of passages, as many as are asked.
+
+    Raises:
+        CourseError: if it trains on all, and the data cannot be had.
+    """
+    size = experiment.train_size
+    return len(load_qa(experiment.data, "train")) if size is None else size
 
 
 def _clear(home: Path) -> None:
@@ -440,8 +481,9 @@ def rerun(
     chain = _with_starts(record, [Path(beside)] if beside else [])
     for one in chain:  # all, before anything is trained
         _check_rerun(one)
+    check_work([one.experiment for one in chain])
     for one in chain:
-        run = run_experiment(one.experiment, Path(folder or runs_folder() / "rerun"), again=True)
+        run = run_experiment(one.experiment, folder or runs_folder() / "rerun", again=True)
     return run, compare(record, run) + _compare_recall(record.retrieval, run.retrieval)
 
 

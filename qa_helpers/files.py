@@ -4,10 +4,13 @@ Every error that a user of this package can cause is a `CourseError`: one senten
 where, and what to do about it.
 """
 
+import contextlib
+import errno
 import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,24 +58,91 @@ def read_json(path: Path | str, error: type[CourseError] = CourseError) -> Any:
         fail(f"is not valid JSON: {problem}")  # an integer of thousands of digits
 
 
-def write_atomically(path: Path | str, text: str) -> None:
-    """Write `text` as UTF-8 so that `path` holds either its old content or all of the new one, never a part.
+# ---- paths and writing -----------------------------------------------------------------------------------------
+def user_path(path: Path | str) -> Path:
+    """A path as a user gives it: a `~` at its beginning stands for the home folder, as in a shell.
 
-    The text goes to a temporary file in the same folder first, which then replaces `path` in one step.
+    Raises:
+        CourseError: if that names no user.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a record is meant to be read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise CourseError(f"{path}: '~' names no user's home folder here; write the path out") from None
+
+
+# What torch and safetensors say where the system refused a write: they raise no OSError.
+_REFUSED = re.compile(r"\(os error \d+\)|inline_container|PytorchStreamWriter|iostream error|Parent directory")
+
+
+@contextlib.contextmanager
+def storing(path: Path | str) -> Iterator[None]:
+    """Around whatever writes to a path: what the system refuses, as on a full disk, becomes one sentence.
+
+    Raises:
+        CourseError: naming the path and the reason.
+    """
+    try:
+        yield
+    except (CourseError, ConnectionError):
         raise
+    except Exception as problem:
+        if not isinstance(problem, OSError) and not _REFUSED.search(str(problem)):
+            raise
+        raise CourseError(refusal(problem, path)) from problem
+
+
+def refusal(problem: Exception, path: Path | str) -> str:
+    """What the system refused, why, and what to do, in one sentence."""
+    system_error = re.search(r"([^:]+) \(os error \d+\)", str(problem))  # safetensors'; torch gives no reason
+    reason = getattr(problem, "strerror", None) or (system_error[1].strip() if system_error else "most likely no space")
+    if isinstance(problem, FileExistsError):  # where a folder was to be made
+        reason = os.strerror(errno.ENOTDIR)
+    return (
+        f"{path}: cannot be written: {reason}; make room, or give a place that can be written to, and start again: "
+        "what was finished is kept"
+    )
+
+
+def check_writable(path: Path | str) -> None:
+    """See that a file can be written here, before the work that is to fill it; its folder is made.
+
+    Raises:
+        CourseError: if it cannot.
+    """
+    path = user_path(path)
+    with storing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
+def write_atomically(path: Path | str, content: str | bytes) -> None:
+    """Write text (as UTF-8) or bytes so that `path` holds either its old content or all of the new one, never a part.
+
+    It goes to a temporary file in the same folder first, which then replaces `path` in one step.
+
+    Raises:
+        CourseError: if the system refuses, as on a full disk; then `path` is as it was.
+    """
+    path, data = user_path(path), content if isinstance(content, bytes) else content.encode()
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes it private; a record is meant to be read
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+# ---- surroundings ----------------------------------------------------------------------------------------------
 
 
 def hub_is_off() -> bool:

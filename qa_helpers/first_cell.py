@@ -70,7 +70,16 @@ def requirements(folder: Path) -> list[str]:
     import tomllib  # not at the top: an older Python gets a sentence first
 
     path = folder / "pyproject.toml"
+    if not path.is_file():  # installed from a wheel
+        return list(metadata.requires("qa-helpers") or [])
     return list(tomllib.loads(path.read_text(encoding="utf-8"))["project"]["dependencies"])
+
+
+def lacking() -> list[str]:
+    """What this Python lacks of what the package needs; on the command line, `check` lists it."""
+    if sys.version_info < LEAST_PYTHON:
+        return [f"Python>={LEAST_PYTHON[0]}.{LEAST_PYTHON[1]}"]
+    return missing(requirements(Path(__file__).resolve().parents[1]))
 
 
 def missing(wanted: Sequence[str]) -> list[str]:

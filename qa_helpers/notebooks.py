@@ -29,7 +29,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from qa_helpers.checks import format_figures, published_figures
-from qa_helpers.files import write_atomically
+from qa_helpers.files import CourseError, check_writable, user_path, write_atomically
 
 # nbformat, nbclient, nbconvert, psutil and tqdm load on first use: every pytest run imports this module.
 if TYPE_CHECKING:
@@ -263,7 +263,6 @@ def write_html(run: NotebookRun, out: Path) -> None:
 
     exporter = HTMLExporter(raw_template=OFFLINE_TEMPLATE)
     page, _ = exporter.from_notebook_node(run.notebook, {"metadata": {"name": run.path.stem}})
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / f"{run.path.stem}.html", page)
 
 
@@ -277,8 +276,8 @@ def run_notebooks(
 
     Work is at the scale QA_SCALE (default quick), and finished runs are read back from QA_RUNS_DIR if that is
     set. With `refresh` the scale is always quick and everything is trained anew; the outputs are stored in
-    the notebook, unless a cell failed: then the file stays as it was. Raises ValueError for a file that is no
-    notebook, before anything runs.
+    the notebook, unless a cell failed: then the file stays as it was. Raises CourseError for a file that is no
+    notebook, or what cannot be written, before anything runs.
     """
     from tqdm import tqdm
 
@@ -286,6 +285,8 @@ def run_notebooks(
     kept = None if refresh else os.environ.get("QA_RUNS_DIR")
     timeout *= 1 if scale == "quick" else PATIENCE
     notebooks = {path: read_notebook(path) for path in paths}
+    for path in [out / "page.html", *(paths if refresh else [])]:
+        check_writable(path)
     runs = []
     with tqdm(total=sum(len(notebook.cells) for notebook in notebooks.values()), unit="cell") as bar:
         for path, notebook in notebooks.items():
@@ -295,7 +296,7 @@ def run_notebooks(
                 path,
                 notebook,
                 scale=scale,
-                runs_dir=Path(kept) if kept else None,
+                runs_dir=user_path(kept) if kept else None,
                 timeout=timeout,
                 on_cell=bar.update,
             )
@@ -311,14 +312,14 @@ def run_notebooks(
 
 
 def read_notebook(path: Path) -> NotebookNode:
-    """The notebook in `path`; raises ValueError with one sentence if it is none."""
+    """The notebook in `path`; raises CourseError if it is none."""
     import nbformat
 
     try:
         notebook: NotebookNode = nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises whatever it stumbles over in a file of another kind
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a notebook ({reason}); name a Jupyter .ipynb file.") from error
+        raise CourseError(f"{path} cannot be read as a notebook ({reason}); name a Jupyter .ipynb file.") from error
     return notebook
 
 
@@ -344,16 +345,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m qa_helpers notebooks", description="Execute notebooks and write an HTML copy of each."
     )
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: notebooks/*.ipynb")
+    parser.add_argument("files", nargs="*", type=user_path, metavar="FILE", help="default: notebooks/*.ipynb")
     parser.add_argument("--refresh", action="store_true", help="store the outputs in the notebooks")
-    parser.add_argument("--out", type=Path, default=Path("build"), help="folder of the HTML copies")
+    parser.add_argument("--out", type=user_path, default=Path("build"), help="folder of the HTML copies")
     arguments: Any = parser.parse_args(argv)
     paths = arguments.files or sorted(Path("notebooks").glob("*.ipynb"))
     if not paths:
         parser.error("there are no notebooks in notebooks/; run this in the repository's root or name files.")
-    try:
-        runs = run_notebooks(paths, arguments.out, refresh=arguments.refresh)
-    except ValueError as error:
-        parser.error(str(error))
+    runs = run_notebooks(paths, arguments.out, refresh=arguments.refresh)
     print(format_table(runs))
     return 1 if any(run.error for run in runs) else 0

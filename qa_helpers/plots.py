@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
 """
 
 import html
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qa_helpers.features import Window
-from qa_helpers.records import Run, Score
+from qa_helpers.files import write_atomically
+from qa_helpers.records import RecordError, Run, Score
 from qa_helpers.scaling import PowerLaw
 from qa_helpers.statistics import Calibration
 
@@ -148,7 +150,13 @@ def intervals(scores: Mapping[str, Score], title: str, x: str = "score (%)", col
 
 
 def save_report_picture(runs: Iterable[Run], path: Path | str) -> None:
-    """The README's picture: EM of recorded runs by the questions that were asked, as a PNG file."""
+    """The README's picture: EM of recorded runs by the questions that were asked, as a PNG file.
+
+    Raises:
+        CourseError: if the name is not a PNG file's, or it cannot be written; then a former picture is as it was.
+    """
+    if Path(path).suffix != ".png":
+        raise RecordError(f"{path}: the picture is a PNG file; give it a name that ends in .png")
     runs = list(runs)
     scores = {
         f"{label} ({run.scores[name].questions:,}), seed {run.experiment.seed}": run.scores[name].exact_match
@@ -158,8 +166,10 @@ def save_report_picture(runs: Iterable[Run], path: Path | str) -> None:
     }
     names = {f"{run.experiment.model}, {run.experiment.train_size} questions of {run.experiment.data}" for run in runs}
     intervals(scores, f"{' / '.join(sorted(names))}: EM depends on the questions asked", "EM (%)")
-    plt.savefig(path, dpi=110, metadata={"Software": None})  # no version in the file: the same run, the same bytes
+    image = io.BytesIO()
+    plt.savefig(image, format="png", dpi=110, metadata={"Software": None})  # no version: the same run, the same bytes
     plt.close()
+    write_atomically(path, image.getvalue())
 
 
 def bars(counts: Mapping[str, float], title: str, x: str, form: str = "{:g}") -> Axes:

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qa_helpers.files import CourseError
+from qa_helpers.files import CourseError, user_path
 
 Choice = Literal["first", "second", "tie", "skip", "undo"]
 LOCK_SECONDS = 5  # how long to wait while another process writes its line
@@ -85,7 +85,7 @@ def read_history(path: Path | str) -> list[Ranking]:
         RankingError: naming the file, the line and what is wrong with it.
     """
     try:
-        content = Path(path).read_bytes()
+        content = user_path(path).read_bytes()
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as problem:  # ValueError: a null character in the path
@@ -145,7 +145,7 @@ def append_ranking(path: Path | str, ranking: Ranking) -> None:
     Raises:
         RankingError: if the file cannot be written, such as on a full disk.
     """
-    path = Path(path)
+    path = user_path(path)
     line = (ranking.model_dump_json() + "\n").encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

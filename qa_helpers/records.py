@@ -7,15 +7,17 @@ import json
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from qa_helpers.data import ASSETS, Sampling, sample_indices
 from qa_helpers.files import CourseError, read_json, write_atomically
 from qa_helpers.statistics import PERCENT_BOUNDS, Interval, bootstrap_mean, exact_mean
 
+MOST_SHOWN = 1_500  # characters of a record, an experiment or a part of one
 ROUNDING = 0.02  # percent: scores are rounded to two decimals, F1 of a question to four
 METRICS = ("string_equality", "exact_match", "f1", "contained")
 
@@ -36,6 +38,11 @@ class StrictModel(BaseModel):
     """What a JSON file is held to: nothing more and nothing less than its fields, of exactly their types."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __repr__(self) -> str:
+        """As pydantic's, but not longer than can be read: it is what a notebook shows."""
+        whole = super().__repr__()
+        return whole if len(whole) <= MOST_SHOWN else f"{whole[:MOST_SHOWN]}…)"
 
 
 # ---- what is to be done ----------------------------------------------------------------------------------------
@@ -75,7 +82,7 @@ class Experiment(StrictModel):
     start_from: Name | None = None  # another run whose fine-tuned weights to start from
     ensemble_of: tuple[Name, ...] = ()  # other runs that answer together, with nothing trained, see `lineage`
     average_of: tuple[Name, ...] = ()  # other runs whose weights are averaged, with nothing trained
-    epochs: Annotated[int, Field(ge=0, le=1_000)] = 3  # 0: the model is asked as it comes
+    epochs: Annotated[int, Field(ge=0, le=300)] = 3  # 0: the model is asked as it comes
     batch_size: Annotated[int, Field(ge=1, le=4_096)] = 8
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # of the learning rate, see `training.Settings`
@@ -139,6 +146,26 @@ class Experiment(StrictModel):
     def command(self) -> str:
         """What re-runs it from its record."""
         return f"python -m qa_helpers rerun records/{self.name}.json"
+
+
+Plan = TypeVar("Plan", bound=StrictModel)
+
+
+def change(plan: Plan, **fields: Any) -> Plan:
+    """A copy of an experiment (or another plan) with some fields changed, checked like any other.
+
+    For example `change(experiment, name="mine", learning_rate=1e-4)`.
+
+    Raises:
+        RecordError: naming the field that does not fit.
+    """
+    source = f"the changed '{getattr(plan, 'name', type(plan).__name__)}'"
+    try:
+        raw = to_jsonable_python(dict(plan) | fields)
+    except PydanticSerializationError as problem:
+        raise RecordError(f"{source}: {problem}") from None
+    changed: Plan = parse(type(plan), raw, source)
+    return changed
 
 
 # ---- what came of it -------------------------------------------------------------------------------------------
@@ -338,6 +365,13 @@ class Run(StrictModel):
         exact = {metric: exact_mean(100 * self.column(metric, evaluation), bounds=PERCENT_BOUNDS) for metric in METRICS}
         changed = {metric: Score.of(interval) for metric, interval in exact.items() if interval}
         return self.scores[evaluation].model_copy(update=changed)
+
+    def __repr__(self) -> str:
+        """Its name, what was trained on, and EM and F1: the record itself is thousands of lines."""
+        scores = (f"{name}: EM {one.exact_match}, F1 {one.f1}" for name, one in self.scores.items())
+        return f"<Run {self.experiment.name}: {training_in_words(self.experiment)}; {'; '.join(scores)}>"
+
+    __str__ = __repr__
 
     def column(self, metric: str, evaluation: str) -> np.ndarray:
         """One metric's values, question by question, on one evaluation set (0 to 1; text for `prediction`)."""

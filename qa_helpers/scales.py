@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qa_helpers.records import EvalSet, Experiment, RecordError
+from qa_helpers.records import EvalSet, Experiment, RecordError, change
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def _baselines() -> list[Experiment]:
     quick = SCALES["quick"]
     chosen = [quick.baseline(size) for size in quick.sizes]
     # As many optimizer steps on 100 questions as 500 questions get: do steps or questions make the jump?
-    chosen.append(quick.baseline(100).model_copy(update={"name": "quick-steps-100-seed0", "epochs": 15}))
+    chosen.append(change(quick.baseline(100), name="quick-steps-100-seed0", epochs=15))
     # Short enough for a first look: three epochs instead of five, nothing scored on the way.
-    chosen.append(quick.baseline().model_copy(update={"name": "start-here", "epochs": 3, "probe_size": 0}))
+    chosen.append(change(quick.baseline(), name="start-here", epochs=3, probe_size=0))
     chosen += [SCALES["class"].baseline(seed=seed) for seed in (0, 1, 2)]
     chosen += [SCALES["full"].baseline()]
     return chosen
@@ -139,7 +139,7 @@ FEW = EvalSet(limit=40, sampling="random")  # as many as a language model answer
 
 def ten_steps() -> Experiment:
     """SmolLM2 after its first ten optimizer steps, asked a few of CourseQA's questions: short enough to run live."""
-    return language_model(SCALES["quick"], 40, epochs=1).model_copy(update={"evaluations": {"few": FEW}})
+    return change(language_model(SCALES["quick"], 40, epochs=1), evaluations={"few": FEW})
 
 
 def _language_models() -> list[Experiment]:
@@ -187,16 +187,15 @@ def replay(number: Literal[1, 2], seed: int = 0, warm: bool = False, scale: Scal
         raise RecordError(f"the scaling experiments need three sizes; the scale '{scale.name}' has {len(scale.sizes)}")
     told, start = REPORTED[f"experiment {number}"], scale.baseline(scale.sizes[0], seed)
     few = {"first-200": EvalSet(limit=200)} if scale.data == "squad" else {}
-    return start.model_copy(
-        update={
-            "name": f"{scale.name}-{'warm' if warm else 'experiment'}{number}-{scale.sizes[number]}-seed{seed}",
-            "train_size": scale.sizes[number],
-            "evaluations": start.evaluations | few,
-            "start_from": start.name if warm else None,
-            "epochs": told.epochs,
-            "batch_size": told.batch_size,
-            "learning_rate": round(1.5 * scale.learning_rate, 9),  # 0.00015, not 0.00015000000000000001
-        }
+    return change(
+        start,
+        name=f"{scale.name}-{'warm' if warm else 'experiment'}{number}-{scale.sizes[number]}-seed{seed}",
+        train_size=scale.sizes[number],
+        evaluations=start.evaluations | few,
+        start_from=start.name if warm else None,
+        epochs=told.epochs,
+        batch_size=told.batch_size,
+        learning_rate=round(1.5 * scale.learning_rate, 9),  # 0.00015, not 0.00015000000000000001
     )
 
 
@@ -209,8 +208,7 @@ def at_size(size: int, seed: int = 0) -> Experiment:
     sizes = SCALES["class"].sizes
     if size in sizes[1:]:
         return replay(1 if size == sizes[1] else 2, seed)
-    changed = {"name": f"class-size-{size}-seed{seed}", "train_size": size}
-    return replay(2, seed).model_copy(update=changed)
+    return change(replay(2, seed), name=f"class-size-{size}-seed{seed}", train_size=size)
 
 
 # ---- ideas to raise the score: what each changes of experiment 2 -----------------------------------------------
@@ -250,12 +248,11 @@ def idea(which: str, size: int, seed: int = 0) -> Experiment:
     if "start_from" in changes:
         changes["start_from"] = changes["start_from"].format(seed=seed)
     whole = size == SCALES["class"].sizes[2]
-    return base.model_copy(
-        update={
-            "name": f"class-idea-{which}-{size}-seed{seed}",
-            "evaluations": base.evaluations if whole else {"random-2000": SCREENED},
-            **changes,
-        }
+    return change(
+        base,
+        name=f"class-idea-{which}-{size}-seed{seed}",
+        evaluations=base.evaluations if whole else {"random-2000": SCREENED},
+        **changes,
     )
 
 
@@ -263,14 +260,20 @@ def together(which: str) -> Experiment:
     """All seeds of the recipes of `TOGETHER[which]` at the full 5,000 questions, which answer together."""
     size = SCALES["class"].sizes[2]
     runs = [idea(one, size, seed) if one else at_size(size, seed) for one in TOGETHER[which] for seed in SEEDS]
-    changed = {"name": f"class-idea-{which}-{size}-seed0", "epochs": 0, "ensemble_of": tuple(run.name for run in runs)}
-    return at_size(size).model_copy(update=changed)
+    names = tuple(run.name for run in runs)
+    return change(at_size(size), name=f"class-idea-{which}-{size}-seed0", epochs=0, ensemble_of=names)
 
 
 def cloze(seed: int = 0) -> Experiment:
     """One epoch on questions made from the passages alone, before those that people asked."""
-    update = {"name": f"class-cloze-seed{seed}", "questions": "cloze", "train_size": None, "epochs": 1}
-    return replay(2, seed).model_copy(update=update | {"evaluations": {"random-2000": SCREENED}})
+    return change(
+        replay(2, seed),
+        name=f"class-cloze-seed{seed}",
+        questions="cloze",
+        train_size=None,
+        epochs=1,
+        evaluations={"random-2000": SCREENED},
+    )
 
 
 def _replays() -> list[Experiment]:

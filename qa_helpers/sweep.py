@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from qa_helpers.data import load_qa
-from qa_helpers.experiments import run_experiment, runs_folder
-from qa_helpers.files import CourseError, read_json, write_atomically
+from qa_helpers.experiments import run_experiment, runs_folder, training_questions
+from qa_helpers.files import CourseError, check_writable, read_json, user_path, write_atomically
 from qa_helpers.machine import progress_bar
 from qa_helpers.records import Experiment, RecordError, Run, parse, read_record, write_record
 from qa_helpers.scales import named_experiments
@@ -108,7 +107,7 @@ def _is_finished(name: str, folder: Path) -> bool:
 def run_sweep(
     experiments: Sequence[Experiment],
     folder: Path | str | None = None,
-    records: Path | None = None,
+    records: Path | str | None = None,
     processes: int | None = None,
 ) -> tuple[dict[str, Run], dict[str, str]]:
     """Run a list of experiments: finished ones are read back, half-done ones go on.
@@ -127,19 +126,18 @@ def run_sweep(
         The runs, and for each experiment that failed a sentence that says why; by name, in the list's order.
 
     Raises:
-        RecordError: if an experiment starts from a run that is neither earlier in the list nor finished, or the
-            folder for the records cannot be made.
+        CourseError: if an experiment starts from a run that is neither earlier in the list nor finished, or a folder
+            cannot be written to.
     """
-    folder = Path(folder or runs_folder())
+    folder = runs_folder(folder)
     check_starts(experiments, folder)
     if records:
-        try:
-            records.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise RecordError(f"{records}: cannot be a folder of records: {problem.strerror}") from None
+        records = user_path(records)
+        check_writable(records / "record.json")
     sweep = _Sweep(folder, records)
     waiting = sweep.read_back(experiments)
     if waiting:
+        check_writable(folder / "run.json")
         sweep.run(waiting, environments(min(processes or max(1, len(gpus())), len(waiting))))
     names = [one.name for one in experiments]
     return (
@@ -308,10 +306,8 @@ class _Progress:
 
 
 def _training_questions(experiment: Experiment) -> int:
-    if experiment.train_size is not None:
-        return experiment.train_size
     with contextlib.suppress(CourseError):  # its own run will say what is wrong with its data
-        return len(load_qa(experiment.data, "train"))
+        return training_questions(experiment)
     return 0
 
 

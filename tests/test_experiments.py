@@ -1,5 +1,6 @@
 """Experiments: run, read back, go on from another, run again and compare; on the smallest real ones."""
 
+import contextlib
 import json
 import math
 import multiprocessing
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from little_space import no_file_longer_than
 
 from qa_helpers import experiments, language_model, models, soft_labels, tuning
 from qa_helpers.cloze import load_cloze
@@ -18,6 +20,7 @@ from qa_helpers.evaluation import answer
 from qa_helpers.experiments import (
     RERUN_SPREAD,
     Comparison,
+    check_work,
     compare,
     load_records,
     load_trained,
@@ -27,19 +30,21 @@ from qa_helpers.experiments import (
     runs_folder,
 )
 from qa_helpers.features import make_windows
-from qa_helpers.files import project_folder
+from qa_helpers.files import CourseError, project_folder
 from qa_helpers.machine import default_device
 from qa_helpers.models import ModelError
 from qa_helpers.records import (
     EvalSet,
     Experiment,
     RecordError,
+    change,
     format_report,
     read_experiment,
     read_record,
     write_record,
 )
 from qa_helpers.retrieval import retrieval_ranks
+from qa_helpers.scales import named_experiments
 from qa_helpers.statistics import bootstrap_mean
 from qa_helpers.training import Settings
 
@@ -52,10 +57,6 @@ def no_training(monkeypatch):
         raise AssertionError("trained")
 
     monkeypatch.setattr(experiments, "train", fail)
-
-
-def but(experiment, **changes):
-    return Experiment.model_validate(experiment.model_dump() | changes)
 
 
 def results(run):
@@ -111,7 +112,7 @@ def test_the_trained_model_gives_the_recorded_answers(finished):
 def test_another_experiment_of_the_name_is_refused(finished, no_training):
     folder, run = finished
     with pytest.raises(RecordError, match=r"holds another experiment of the name 'finished'.* again=True") as caught:
-        run_experiment(but(run.experiment, seed=1), folder)
+        run_experiment(change(run.experiment, seed=1), folder)
     assert str(folder / "finished") in str(caught.value)
     assert read_record(folder / "finished" / "run.json") == run
 
@@ -126,7 +127,7 @@ def test_a_folder_whose_description_is_broken_is_refused(tmp_path, no_training):
 def test_again_trains_again_with_the_same_result_and_replaces_another_experiment(finished, tmp_path):
     folder, run = finished
     shutil.copytree(folder / "finished", tmp_path / "finished")
-    (tmp_path / "finished" / "experiment.json").write_text(but(run.experiment, seed=7).model_dump_json())
+    (tmp_path / "finished" / "experiment.json").write_text(change(run.experiment, seed=7).model_dump_json())
     (tmp_path / "finished" / "run.json").unlink()
     (tmp_path / "finished" / "model" / "of the former run").touch()
     repeated = run_experiment(run.experiment, tmp_path, again=True)
@@ -154,7 +155,7 @@ def test_a_result_on_other_data_is_not_read_back(finished, tmp_path, no_training
 
 def test_another_seed_gives_another_result(finished, tmp_path):
     _, run = finished
-    other = run_experiment(but(run.experiment, seed=1), tmp_path)
+    other = run_experiment(change(run.experiment, seed=1), tmp_path)
     assert other.losses != run.losses
     assert other.questions.id == run.questions.id
     assert other.fingerprints == run.fingerprints
@@ -228,7 +229,7 @@ def test_what_another_process_is_running_is_neither_run_nor_replaced(finished, l
         run_experiment(run.experiment, folder)
     assert sorted(os.listdir(folder / "finished")) == ["experiment.json", "model"]
     with pytest.raises(AssertionError, match="trained"):
-        run_experiment(but(run.experiment, name="other"), folder)
+        run_experiment(change(run.experiment, name="other"), folder)
     process.kill()
     process.join()
     with pytest.raises(AssertionError, match="trained"):
@@ -352,10 +353,51 @@ def test_a_run_with_lora_that_was_interrupted_ends_with_the_same_numbers(lora, t
     assert (resumed.timing.resumed, run.timing.resumed) == (True, False)  # so that nobody takes its seconds for all
 
 
+# The adapter's weights are written first (safetensors), then the optimizer's state, about twice as large (torch).
+@pytest.mark.parametrize("room", [0.5, 1.5])
+def test_a_run_on_a_full_disk_says_so_and_ends_with_the_same_numbers_later(lora, tmp_path, monkeypatch, room):
+    _, run = lora
+    probe_scores = experiments._probe_scores
+
+    with contextlib.ExitStack() as full, monkeypatch.context() as patch:
+
+        def fill(*arguments):
+            if (tmp_path / "lora" / "checkpoints" / "checkpoint-4" / "complete").exists():  # in the second epoch
+                full.enter_context(no_file_longer_than(int(room * run.stored_bytes)))
+            return probe_scores(*arguments)
+
+        patch.setattr(experiments, "_probe_scores", fill)
+        with pytest.raises(CourseError, match=r"lora: cannot be written: .*; make room") as caught:
+            run_experiment(run.experiment, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "lora" / "model").exists()
+    probed = []
+    monkeypatch.setattr(experiments, "_probe_scores", lambda *args: probed.append(1) or probe_scores(*args))
+    resumed = run_experiment(run.experiment, tmp_path)
+    assert results(resumed) == results(run)
+    assert len(probed) == 2  # the first epoch was kept
+
+
+def test_a_record_that_does_not_fit_is_written_later_without_training_again(finished, tmp_path, monkeypatch):
+    _, run = finished
+
+    def on_a_full_disk(*arguments):
+        with no_file_longer_than(100):
+            write_record(*arguments)
+
+    monkeypatch.setattr(experiments, "write_record", on_a_full_disk)
+    with pytest.raises(CourseError, match=r"run\.json: cannot be written: File too large"):
+        run_experiment(run.experiment, tmp_path)
+    assert not (tmp_path / "finished" / "run.json").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(experiments, "_probe_scores", lambda *_: pytest.fail("trained"))
+    assert results(run_experiment(run.experiment, tmp_path)) == results(run)
+
+
 def test_a_run_starts_from_a_run_with_lora_and_its_model_holds_the_weights_of_both(lora, tmp_path):
     folder, run = lora
     shutil.copytree(folder / "lora", tmp_path / "lora")
-    experiment = but(run.experiment, name="warm", start_from="lora", learning_rate=1e-6, epochs=1, retrieval=False)
+    experiment = change(run.experiment, name="warm", start_from="lora", learning_rate=1e-6, epochs=1, retrieval=False)
     warm = run_experiment(experiment, tmp_path)
     assert warm.parameters == run.parameters
     start = load_trained("lora", tmp_path)[0].state_dict()
@@ -372,7 +414,7 @@ def test_a_run_starts_from_a_run_with_lora_and_its_model_holds_the_weights_of_bo
 
 def test_without_epochs_the_model_is_asked_as_it_comes(lora, tmp_path, tokenizer, no_training):
     _, lora_run = lora
-    experiment = but(lora_run.experiment, name="as-it-comes", epochs=0)
+    experiment = change(lora_run.experiment, name="as-it-comes", epochs=0)
     run = run_experiment(experiment, tmp_path)
     model = models.load_qa_model(seed=1).to(default_device())
     assert sorted(os.listdir(tmp_path / "as-it-comes")) == ["experiment.json", "run.json"]
@@ -394,7 +436,7 @@ def test_without_epochs_the_model_is_asked_as_it_comes(lora, tmp_path, tokenizer
 def test_another_runs_model_is_asked_without_epochs(finished, tmp_path, no_training):
     folder, run = finished
     shutil.copytree(folder / "finished", tmp_path / "finished")
-    again = run_experiment(but(run.experiment, name="asked", start_from="finished", epochs=0), tmp_path)
+    again = run_experiment(change(run.experiment, name="asked", start_from="finished", epochs=0), tmp_path)
     assert again.scores == run.scores
     assert again.questions == run.questions
 
@@ -452,7 +494,7 @@ def test_a_language_model_is_fine_tuned_asked_and_loaded_again(tmp_path):
 def test_a_run_starts_from_another_runs_weights(finished, tmp_path):
     folder, run = finished
     shutil.copytree(folder / "finished", tmp_path / "finished")
-    experiment = but(run.experiment, name="warm", start_from="finished", trainable="head", learning_rate=1e-6)
+    experiment = change(run.experiment, name="warm", start_from="finished", trainable="head", learning_rate=1e-6)
     warm = run_experiment(experiment, tmp_path)
     start = load_trained("finished", folder)[0].state_dict()
     end = load_trained("warm", tmp_path)[0].state_dict()
@@ -468,7 +510,7 @@ def test_a_run_starts_from_another_runs_weights(finished, tmp_path):
 def test_a_start_that_was_not_run_is_an_error(finished, tmp_path, no_training):
     _, run = finished
     with pytest.raises(RecordError, match="no such model to start from; run 'absent' first"):
-        run_experiment(but(run.experiment, name="warm", start_from="absent"), tmp_path)
+        run_experiment(change(run.experiment, name="warm", start_from="absent"), tmp_path)
     with pytest.raises(RecordError, match="no trained model; run the experiment 'absent' first"):
         load_trained("absent", tmp_path)
 
@@ -476,7 +518,7 @@ def test_a_start_that_was_not_run_is_an_error(finished, tmp_path, no_training):
 def test_a_checkpoint_that_has_seen_squad_is_warned_of(finished, tmp_path, no_training):
     folder, run = finished
     shutil.copytree(folder / "finished" / "model", tmp_path / "minilm-squad")
-    experiment = but(run.experiment, model=str(tmp_path / "minilm-squad"))
+    experiment = change(run.experiment, model=str(tmp_path / "minilm-squad"))
     with pytest.warns(UserWarning, match="already fine-tuned on SQuAD"), pytest.raises(AssertionError, match="trained"):
         run_experiment(experiment, tmp_path / "runs")
 
@@ -499,6 +541,56 @@ def test_records_are_loaded_by_name(finished, tmp_path, monkeypatch):
     (tmp_path / "records" / "broken.json").write_text("{}")
     with pytest.raises(RecordError, match=r"broken\.json: experiment"):
         load_records()
+
+
+# ---- how long ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 300},  # of all of CourseQA's
+        {"epochs": 100, "train_size": 5_000},
+        {"epochs": 3, "train_size": 100_000},
+        {"epochs": 300, "train_size": 16, "probe_size": 10_000},
+        {"epochs": 10, "train_size": 5_000, "model": "smollm2", "task": "generate"},
+    ],
+)
+def test_what_would_train_for_days_is_refused_before_anything_is_replaced(finished, tmp_path, no_training, changes):
+    shutil.copytree(finished[0] / "finished", tmp_path / "finished")
+    experiment = Experiment(name="finished", **changes)
+    with pytest.raises(RecordError, match=f"'finished' trains on {changes['epochs']} × .* QA_LONG_RUNS=1"):
+        run_experiment(experiment, tmp_path, again=True)
+    assert read_record(tmp_path / "finished" / "run.json") == finished[1]
+
+
+def test_who_means_it_trains_for_days(tmp_path, monkeypatch, no_training):
+    monkeypatch.setenv("QA_LONG_RUNS", "1")
+    with pytest.raises(AssertionError, match="trained"):
+        run_experiment(Experiment(name="x", epochs=300), tmp_path)
+
+
+def test_epochs_without_sense_are_no_experiment():
+    with pytest.raises(ValueError, match="less than or equal to 300"):
+        Experiment(name="x", epochs=301)
+
+
+def test_the_courses_own_experiments_and_records_are_not_too_long(monkeypatch):
+    monkeypatch.setattr(experiments, "load_qa", lambda *_: range(90_000))  # what "all" is of SQuAD
+    for experiment in named_experiments().values():
+        if experiment.data == "squad" or experiment.train_size:
+            check_work([experiment])
+    for name, run in load_records("class-*").items():
+        check_work([one.experiment for one in experiments._with_starts(run, [])]), name
+
+
+def test_a_record_is_not_run_again_for_days_with_all_that_it_starts_from(finished, tmp_path, monkeypatch, no_training):
+    _, run = finished
+    monkeypatch.setattr(experiments, "MOST_WORK", {"span": 50})  # each trains on 16 and scores 4
+    for name, start in (("a", None), ("b", "a"), ("c", "b")):
+        changed = run.model_copy(update={"experiment": change(run.experiment, name=name, start_from=start)})
+        write_record(changed, tmp_path / f"{name}.json")
+    with pytest.raises(RecordError, match="'c' trains on 1 × 20 questions"):
+        rerun(changed, tmp_path / "out", beside=tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 # ---- running again ----------------------------------------------------------------------------------------------
@@ -547,7 +639,7 @@ def warm(finished, tmp_path):
     """The record of a run that starts from "finished"; their records lie in `tmp_path / "handed-in"`."""
     folder, run = finished
     shutil.copytree(folder / "finished", tmp_path / "runs" / "finished")
-    experiment = but(run.experiment, name="warm", start_from="finished", trainable="head", seed=3)
+    experiment = change(run.experiment, name="warm", start_from="finished", trainable="head", seed=3)
     record = run_experiment(experiment, tmp_path / "runs")
     for one in (run, record):
         write_record(one, tmp_path / "handed-in" / f"{one.experiment.name}.json")
@@ -569,12 +661,12 @@ def test_the_record_of_the_start_may_be_one_of_the_courses(finished, tmp_path, m
     monkeypatch.setattr(experiments, "run_experiment", lambda one, *_args, **_options: ran.append(one.name) or run)
     ran = []
     for name, start in (("a", None), ("b", "a"), ("c", "b")):
-        changed = run.model_copy(update={"experiment": but(run.experiment, name=name, start_from=start)})
+        changed = run.model_copy(update={"experiment": change(run.experiment, name=name, start_from=start)})
         write_record(changed, tmp_path / "records" / f"{name}.json")
     rerun(changed, tmp_path / "out")
     assert ran == ["a", "b", "c"]
     ran.clear()
-    both = but(run.experiment, name="both", epochs=0, average_of=("b", "a"))
+    both = change(run.experiment, name="both", epochs=0, average_of=("b", "a"))
     rerun(run.model_copy(update={"experiment": both}), tmp_path / "out")
     assert ran == ["a", "b", "both"]
 
@@ -595,10 +687,10 @@ def test_the_record_of_the_start_may_be_one_of_the_courses(finished, tmp_path, m
 )
 def test_a_start_whose_record_is_missing_or_refused_is_an_error(finished, tmp_path, no_training, changes, words):
     _, run = finished
-    warm = run.model_copy(update={"experiment": but(run.experiment, name="warm", start_from="finished")})
+    warm = run.model_copy(update={"experiment": change(run.experiment, name="warm", start_from="finished")})
     write_record(warm, tmp_path / "warm.json")
     if changes:
-        changed = run.model_copy(update={"experiment": but(run.experiment, **changes)})
+        changed = run.model_copy(update={"experiment": change(run.experiment, **changes)})
         write_record(changed, tmp_path / "finished.json")
     with pytest.raises(RecordError, match=words):
         rerun(warm, tmp_path / "out", beside=tmp_path)
@@ -662,7 +754,7 @@ def test_paths_and_other_data_are_refused_before_anything_is_trained(
     shutil.copytree(folder / "finished" / "model", tmp_path / "here" / "model")
     shutil.copytree(ASSETS / "courseqa", tmp_path / "here" / "data")
     monkeypatch.chdir(tmp_path)
-    record = run.model_copy(update={"experiment": but(run.experiment, **changes)})
+    record = run.model_copy(update={"experiment": change(run.experiment, **changes)})
     with pytest.raises(RecordError, match=words):
         rerun(record, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.safetensors"))

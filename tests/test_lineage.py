@@ -16,7 +16,7 @@ from qa_helpers.experiments import load_trained, rerun, run_experiment
 from qa_helpers.features import make_windows
 from qa_helpers.lineage import Ensemble, average_weights
 from qa_helpers.machine import default_device
-from qa_helpers.records import EvalSet, Experiment, RecordError, format_report, read_record
+from qa_helpers.records import EvalSet, Experiment, RecordError, change, format_report, read_record
 from qa_helpers.tuning import count_parameters
 
 FEW = {"evaluations": {"few": EvalSet(limit=8)}, "probe_size": 0}
@@ -145,7 +145,7 @@ def test_the_last_epochs_of_a_run_are_averaged(tmp_path, monkeypatch):
 
     monkeypatch.setattr(experiments, "_probe_scores", note)
     experiment = Experiment(name="long", train_size=4, epochs=3, batch_size=4, trainable="last:1", average_last=2)
-    run = run_experiment(experiment.model_copy(update=FEW | {"probe_size": 1}), tmp_path)
+    run = run_experiment(change(experiment, evaluations=FEW["evaluations"], probe_size=1), tmp_path)
     epochs = seen[::2]  # training and validation questions are scored after each
     assert len(epochs) == 3
     model, tokenizer = load_trained("long", tmp_path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from qa_helpers import experiments
 from qa_helpers.__main__ import machine_report, main
 from qa_helpers.records import Experiment, read_record
 from qa_helpers.scales import named_experiments
@@ -41,6 +42,17 @@ def test_rerun_says_same(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["rerun", str(tiny_run / "record.json"), "--folder", str(tiny_run / "rerun")]) == 0
     verdicts = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if "few:" in line]
     assert verdicts == ["same"] * 4
+
+
+def test_rerun_shows_the_experiment_before_it_is_trained(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        experiments, "rerun", lambda *_args, **_options: seen.append(capsys.readouterr().out) or (0, [])
+    )
+    assert main(["rerun", str(tiny_run / "record.json")]) == 0
+    assert '"train_size":16' in seen[0]
 
 
 def test_rerun_says_off_and_fails(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

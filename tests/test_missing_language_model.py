@@ -25,12 +25,13 @@ metadata.distribution = distribution
 # In place of a notebook's long training: a short one, which teaches it next to nothing.
 SHORT = {
     "01_why_fine_tuning": {
-        'run_experiment(method(scale, "lora"))': (
-            'run_experiment(method(scale, "lora").model_copy(update={"name": "short", "train_size": 8, "epochs": 1}))'
+        'lora = run_experiment(method(scale, "lora"))': (
+            "from qa_helpers.records import change\n"
+            'lora = run_experiment(change(method(scale, "lora"), name="short", train_size=8, epochs=1))'
         )
     },
     "04_rlhf": {
-        '"name": "rlhf-reference"': '"name": "short", "epochs": 1',
+        'name="rlhf-reference"': 'name="short", epochs=1',
         "a.agreement - b.agreement > 0.6": "a.agreement - b.agreement > 0.01",
         'list(load_qa("courseqa", "validation"))': 'list(load_qa("courseqa", "validation", 24))',
         "steps = 12 if": "steps = 1 if",

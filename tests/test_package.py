@@ -108,6 +108,12 @@ def test_nothing_is_unpickled_and_no_foreign_code_is_run(path):
         assert options.get("allow_pickle", "False") == "False"
 
 
+def test_experiments_are_changed_by_what_checks_them():
+    """pydantic's `model_copy(update=...)` checks nothing: `records.change` takes its place, also in the notebooks."""
+    for path in [*SOURCES, *(PACKAGE.parent / "notebooks").glob("*.ipynb")]:
+        assert "model_copy(" not in path.read_text(encoding="utf-8"), path
+
+
 def test_the_package_is_imported_within_half_a_second_without_torch():
     program = (
         "import sys, time; begin = time.perf_counter(); import qa_helpers; print(time.perf_counter() - begin); "

@@ -18,6 +18,7 @@ from qa_helpers.records import (
     Retrieval,
     Run,
     Score,
+    change,
     format_report,
     paired_columns,
     read_experiment,
@@ -548,6 +549,55 @@ def test_recall_is_the_share_of_questions_whose_passage_is_near(run):
     assert score.high == pytest.approx(60, abs=1.5)
 
 
+# ---- changing and showing ------------------------------------------------------------------------------------
+def test_a_changed_experiment_is_another_one():
+    old = Experiment(name="old", evaluations={"few": EvalSet(limit=4)}, learning_rate=1.5e-4)
+    new = change(old, name="new", train_size=8, evaluations=old.evaluations | {"all": EvalSet()})
+    assert new == Experiment(
+        name="new",
+        train_size=8,
+        evaluations={"few": EvalSet(limit=4), "all": EvalSet()},
+        learning_rate=1.5e-4,
+    )
+    assert (old.name, old.train_size) == ("old", None)
+    assert change(old, epochs=0, ensemble_of=("a", "b")).members == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"epochs": -1}, "the changed 'old': epochs: Input should be greater than or equal to 0"),
+        ({"epochs": "3"}, "epochs: Input should be a valid integer"),
+        ({"epoch": 3}, "epoch: Extra inputs are not permitted"),
+        ({"learning_rate": float("nan")}, "learning_rate: "),
+        ({"learning_rate": object()}, "Unable to serialize unknown type"),
+        ({"name": "My Experiment"}, "name: String should match pattern"),
+        ({"average_last": 9}, "there are no 9 of 3 epochs to average"),
+        ({"evaluations": {}}, "evaluations: "),
+    ],
+)
+def test_a_change_that_does_not_fit_is_refused(fields, words):
+    with pytest.raises(RecordError) as caught:
+        change(Experiment(name="old"), **fields)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_is_shown_in_a_line(run):
+    assert repr(run) == str(run)
+    assert repr(run).startswith("<Run tiny: 16 of courseqa, 3 epochs, batch 8, ")
+    assert f"; first: EM {run.scores['first'].exact_match}, F1 {run.scores['first'].f1}" in repr(run)
+    for path in (Path(__file__).parents[1] / "records").glob("*.json"):
+        assert len(repr(read_record(path))) < 600
+
+
+def test_a_part_of_a_record_is_shown_but_not_for_pages(run):
+    assert repr(run.scores["first"].f1) == repr(run.scores["first"].f1)[:200]
+    long = Retrieval(passages=9, before=[1] * 5_000, after=[1] * 5_000)
+    assert repr(long).startswith("Retrieval(passages=9, before=[1, 1, ")
+    assert len(repr(long)) < 1_600
+
+
 # ---- the report -------------------------------------------------------------------------------------------------
 def test_the_report_has_a_line_an_evaluation_set(run):
     lines = format_report([run, run]).splitlines()
@@ -589,7 +639,7 @@ def test_the_report_has_a_line_an_evaluation_set(run):
     ],
 )
 def test_the_report_says_what_was_trained(run, changes, words):
-    changed = run.model_copy(update={"experiment": run.experiment.model_copy(update=changes)})
+    changed = run.model_copy(update={"experiment": change(run.experiment, **changes)})
     assert f"| tiny | {words} | first (2) |" in format_report([changed])
 
 
@@ -599,7 +649,7 @@ def test_the_report_says_what_was_trained(run, changes, words):
 )
 def test_the_report_says_how_fast_was_trained_if_at_all(run, speed, epochs, words):
     timing = run.timing.model_copy(update={"train_seconds": 60.2, "train_questions_per_second": speed})
-    experiment = run.experiment.model_copy(update={"epochs": epochs})
+    experiment = change(run.experiment, epochs=epochs)
     line = format_report([run.model_copy(update={"timing": timing, "experiment": experiment})]).splitlines()[2]
     assert line.split(" | ")[-2] == words
 

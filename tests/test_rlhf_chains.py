@@ -8,7 +8,7 @@ import pytest
 
 from qa_helpers.__main__ import main
 from qa_helpers.data import DataError, load_qa
-from qa_helpers.records import RecordError
+from qa_helpers.records import RecordError, change
 from qa_helpers.rlhf import chains
 from qa_helpers.rlhf.chains import run_chain
 from qa_helpers.rlhf.plans import named_chains
@@ -115,7 +115,7 @@ def test_a_finished_chain_is_read_back_and_a_half_done_one_goes_on(done, monkeyp
 def test_another_chain_of_the_name_is_refused(done):
     folder, _ = done
     with pytest.raises(RecordError, match="holds another chain of the name 'chain'; give this one another name"):
-        run_chain(CHAIN.model_copy(update={"seed": 1}), folder)
+        run_chain(change(CHAIN, seed=1), folder)
 
 
 def test_a_chain_without_its_reference_says_so(tmp_path):
@@ -125,7 +125,7 @@ def test_a_chain_without_its_reference_says_so(tmp_path):
 
 def test_a_reference_that_has_seen_every_article_leaves_none_to_ask(done):
     _, run = done
-    everything = run.ancestors["finished"].experiment.model_copy(update={"train_size": None})
+    everything = change(run.ancestors["finished"].experiment, train_size=None)
     ancestor = run.ancestors["finished"].model_copy(update={"experiment": everything})
     with pytest.raises(DataError, match="was trained on all articles but one of courseqa, or all; none to ask"):
         chains._unseen(CHAIN, {"finished": ancestor})

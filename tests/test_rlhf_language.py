@@ -19,6 +19,7 @@ from huggingface_hub.utils import _telemetry
 from tiny_model import tiny_language_model
 
 from qa_helpers.__main__ import main
+from qa_helpers.data import DataError
 from qa_helpers.language_model import (
     MAX_NEW_TOKENS,
     AnswerCollator,
@@ -30,8 +31,8 @@ from qa_helpers.language_model import (
 )
 from qa_helpers.rankings import Pair as Shown
 from qa_helpers.rankings import Ranking, RankingError, RankingSession, read_rankings
-from qa_helpers.records import RecordError
-from qa_helpers.rlhf import language_chains
+from qa_helpers.records import RecordError, change
+from qa_helpers.rlhf import language_chains, language_updates
 from qa_helpers.rlhf.language_answers import (
     TEMPERATURE,
     Asked,
@@ -239,6 +240,41 @@ def test_dpo_trains_on_the_packages_own_tokens(chat, policy, monkeypatch):
         assert given["prompt_ids"] == prompt_tokens(chat, one)
         for name, text in (("chosen_ids", chosen), ("rejected_ids", rejected)):
             assert given[name] == [*chat.encode(text), chat.eos_token_id, *line_end]
+
+
+LONG = {**ROWS[0], "context": "It stands in Angus. " * 500}
+
+
+def test_pairs_that_are_too_long_are_counted_and_none_is_left_out(chat, policy, monkeypatch):
+    trl, seen = import_trl(), []
+
+    class Spy(trl.DPOTrainer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            batch = self.data_collator(list(self.train_dataset))
+            seen.extend([len(self.train_dataset), batch["input_ids"].shape[1]])
+            raise KeyboardInterrupt
+
+    pairs = [(ROWS[0], "Angus", "Fife"), (LONG, "Angus", "Fife"), (ROWS[0], "Kent " * 3_000, "Fife")]
+    words = r"^2 of 3 preference pairs take more than 2,082 tokens with their passage, the first of them \(no\. 2\) 2,"
+    with pytest.raises(DataError, match=words):
+        train_language_dpo(policy, chat, preference_dataset(pairs), LanguageUpdate(batch=1))
+    monkeypatch.setattr(trl, "DPOTrainer", Spy)
+    longest = language_updates.LONGEST
+    answer = next("x " * n for n in range(longest, 0, -1) if length(chat, ROWS[0], "x " * n) <= longest)
+    with pytest.raises(KeyboardInterrupt):
+        train_language_dpo(policy, chat, preference_dataset([(ROWS[0], answer, "Fife")]), LanguageUpdate(batch=1))
+    assert seen == [1, length(chat, ROWS[0], answer)]  # whole
+
+
+def length(chat, row, answer):
+    messages = [*prompt_messages(row), {"role": "assistant", "content": answer}]
+    return len(chat.apply_chat_template(messages, return_dict=False))
+
+
+def test_grpo_refuses_a_question_that_is_too_long(chat, policy):
+    with pytest.raises(DataError, match=r"question 'Angus' and its passage take .* more than the 2048 that are read"):
+        train_language_grpo(policy, chat, [ROWS[1], LONG], len, LanguageUpdate(batch=2))
 
 
 def test_grpo_samples_after_the_packages_own_tokens_and_hands_on_what_it_sampled(chat, policy, monkeypatch):
@@ -514,7 +550,7 @@ def test_a_finished_chain_is_read_back_and_a_half_done_one_goes_on(done, monkeyp
 def test_another_chain_of_the_name_is_refused_and_without_trl_none_begins(done, tmp_path, monkeypatch):
     folder, _ = done
     with pytest.raises(RecordError, match="holds another chain of the name 'tiny'; give this one another name"):
-        run_language_chain(CHAIN.model_copy(update={"seed": 1}), folder)
+        run_language_chain(change(CHAIN, seed=1), folder)
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ModelError, match=r"trl, which trains .* is not installed"):
         run_language_chain(CHAIN, tmp_path)

@@ -52,7 +52,6 @@ def test_named_experiments_can_be_described_and_run_from_names_only():
     assert expected <= set(named)
     for name, experiment in named.items():
         assert experiment.name == name
-        assert Experiment.model_validate(experiment.model_dump()) == experiment  # model_copy checks nothing
         assert experiment.data in ("courseqa", "squad")
         assert experiment.model in models.PACKAGED or models.is_hub_name(experiment.model)
         assert experiment.start_from is None or experiment.start_from in named

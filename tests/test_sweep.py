@@ -15,7 +15,8 @@ import pytest
 from qa_helpers import sweep
 from qa_helpers.__main__ import main
 from qa_helpers.experiments import run_experiment
-from qa_helpers.records import EvalSet, Experiment, RecordError, read_record
+from qa_helpers.files import CourseError
+from qa_helpers.records import EvalSet, Experiment, RecordError, change, read_record
 from qa_helpers.scales import named_experiments
 from qa_helpers.sweep import check_starts, environments, read_experiments, run_sweep
 from qa_helpers.training import COMPLETE
@@ -23,10 +24,6 @@ from qa_helpers.training import COMPLETE
 TINY = Experiment(
     name="tiny", train_size=16, trainable="last:1", epochs=1, probe_size=2, evaluations={"few": EvalSet(limit=8)}
 )
-
-
-def but(experiment, **changes):
-    return Experiment.model_validate(experiment.model_dump() | changes)
 
 
 def results(run):
@@ -42,11 +39,11 @@ def write_list(path, experiments):
 # ---- the list ---------------------------------------------------------------------------------------------------
 def test_a_list_holds_experiments_and_names_of_experiments(tmp_path):
     one = write_list(tmp_path / "one.json", [TINY, "start-here"])
-    other = write_list(tmp_path / "other.json", [but(TINY, name="warm", start_from="tiny")])
+    other = write_list(tmp_path / "other.json", [change(TINY, name="warm", start_from="tiny")])
     assert read_experiments([one, other]) == [
         TINY,
         named_experiments()["start-here"],
-        but(TINY, name="warm", start_from="tiny"),
+        change(TINY, name="warm", start_from="tiny"),
     ]
 
 
@@ -118,7 +115,7 @@ def test_a_name_that_another_file_has_is_refused(tmp_path):
 )
 def test_what_a_run_starts_from_comes_earlier_or_is_finished(tmp_path, starts, words):
     experiments = [
-        but(TINY, name=name, start_from=start, epochs=int(name != "asked")) for name, start in starts.items()
+        change(TINY, name=name, start_from=start, epochs=int(name != "asked")) for name, start in starts.items()
     ]
     with pytest.raises(RecordError) as caught:
         run_sweep(experiments, tmp_path / "runs")
@@ -128,13 +125,13 @@ def test_what_a_run_starts_from_comes_earlier_or_is_finished(tmp_path, starts, w
 
 def test_a_finished_run_may_be_started_from(finished):
     folder, _ = finished
-    check_starts([but(TINY, start_from="finished")], folder)
+    check_starts([change(TINY, start_from="finished")], folder)
 
 
 def test_what_a_run_combines_comes_earlier_or_is_finished_too(tmp_path):
-    members = [but(TINY, name="a"), but(TINY, name="b")]
-    both = but(TINY, name="both", ensemble_of=("a", "b"), epochs=0)
-    check_starts([*members, both, but(TINY, name="all", average_of=("both", "a"), epochs=0)], tmp_path)
+    members = [change(TINY, name="a"), change(TINY, name="b")]
+    both = change(TINY, name="both", ensemble_of=("a", "b"), epochs=0)
+    check_starts([*members, both, change(TINY, name="all", average_of=("both", "a"), epochs=0)], tmp_path)
     with pytest.raises(RecordError, match=r"no\. 2 of the list: 'both' starts from 'b', which is neither earlier"):
         check_starts([members[0], both, members[1]], tmp_path)
 
@@ -185,7 +182,7 @@ def pretended(finished, monkeypatch):
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(sweep, "_command", None)  # is what it was after the test
     pretend(folder / "finished" / "run.json")
-    return lambda name, start=None: but(run.experiment, name=name, start_from=start)
+    return lambda name, start=None: change(run.experiment, name=name, start_from=start)
 
 
 def log_of(folder):
@@ -220,8 +217,8 @@ def test_processes_run_side_by_side_but_after_what_they_start_from(tmp_path, pre
 
 def test_runs_are_combined_after_all_of_them_or_not_at_all(tmp_path, pretended):
     members = [pretended("a"), pretended("b"), pretended("wrong")]
-    both = but(pretended("both"), ensemble_of=("a", "b"), epochs=0)
-    runs, failures = run_sweep([*members, both, but(both, name="none", ensemble_of=("a", "wrong"))], tmp_path)
+    both = change(pretended("both"), ensemble_of=("a", "b"), epochs=0)
+    runs, failures = run_sweep([*members, both, change(both, name="none", ensemble_of=("a", "wrong"))], tmp_path)
     log = [tuple(words[:2]) for words in log_of(tmp_path)]
     assert max(log.index(("end", name)) for name in "ab") < log.index(("begin", "both"))
     assert list(runs) == ["a", "b", "both"]
@@ -266,7 +263,7 @@ def test_finished_runs_are_read_back_and_recorded(finished, tmp_path, pretended,
 
 def test_another_experiment_of_a_finished_runs_name_is_a_failure(finished, pretended):
     folder, run = finished
-    experiments = [but(run.experiment, seed=1), pretended("warm", "finished")]
+    experiments = [change(run.experiment, seed=1), pretended("warm", "finished")]
     runs, failures = run_sweep(experiments, folder)
     assert runs == {}
     assert "holds another experiment of the name 'finished'" in failures["finished"]
@@ -275,9 +272,17 @@ def test_another_experiment_of_a_finished_runs_name_is_a_failure(finished, prete
 
 def test_a_folder_of_records_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "records").write_text("")
-    with pytest.raises(RecordError, match="cannot be a folder of records: File exists"):
+    with pytest.raises(CourseError, match=r"records/record\.json: cannot be written: Not a directory"):
         run_sweep([TINY], tmp_path / "runs", records=tmp_path / "records")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_runs_folder_that_is_a_file_is_refused_before_a_process_is_started(tmp_path, monkeypatch):
+    (tmp_path / "runs").write_text("mine")
+    monkeypatch.setattr(sweep, "_start", lambda *_: pytest.fail("started"))
+    with pytest.raises(CourseError, match=r"cannot be written: Not a directory"):
+        run_sweep([TINY], tmp_path / "runs")
+    assert (tmp_path / "runs").read_text() == "mine"
 
 
 # ---- processes --------------------------------------------------------------------------------------------------
@@ -318,8 +323,8 @@ def test_a_number_of_processes_that_is_none_is_refused(number, capsys):
 
 @pytest.mark.parametrize(("epochs", "expected"), [(None, 100 + 622 * 2), (3, 100 + 16 * 3)])
 def test_progress_counts_questions_and_sees_checkpoints(tmp_path, epochs, expected):
-    experiment = but(TINY, epochs=epochs or 2, train_size=16 if epochs else None)
-    progress = sweep._Progress([experiment, but(TINY, name="absent", data="absent", train_size=None)], tmp_path)
+    experiment = change(TINY, epochs=epochs or 2, train_size=16 if epochs else None)
+    progress = sweep._Progress([experiment, change(TINY, name="absent", data="absent", train_size=None)], tmp_path)
     assert progress.totals == {"tiny": expected, "absent": 100}
     assert progress.done(()) == 0
     for step, complete in ((10, True), (9, True), (20, False)):
@@ -388,8 +393,8 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_keeps_what_is_done(
     assert not (folder / "never").exists()
 
 
-COLD, HEAD = but(TINY, name="cold", epochs=2), but(TINY, name="head", trainable="head")
-WARM = but(TINY, name="warm", start_from="cold", epochs=2)
+COLD, HEAD = change(TINY, name="cold", epochs=2), change(TINY, name="head", trainable="head")
+WARM = change(TINY, name="warm", start_from="cold", epochs=2)
 
 
 @pytest.fixture(scope="module")

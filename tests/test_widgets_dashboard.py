@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from qa_helpers.data import load_qa
 from qa_helpers.diagnosis import load_card
 from qa_helpers.plots import COLOURS
-from qa_helpers.records import RecordError, Run, read_record
+from qa_helpers.records import RecordError, Run, change, read_record
 from qa_helpers.widgets import run_views
 from qa_helpers.widgets.dashboard import ANY, Dashboard
 from qa_helpers.widgets.run_views import articles, compare, overview, wrong_answers
@@ -86,7 +86,7 @@ def test_articles_of_squad_come_from_its_card(squad: Run) -> None:
 
 def test_articles_of_other_data_are_not_known(runs: dict[str, Run], squad: Run) -> None:
     run = runs["quick-baseline-100-seed0"]
-    other = run.model_copy(update={"experiment": run.experiment.model_copy(update={"data": "mine"})})
+    other = run.model_copy(update={"experiment": change(run.experiment, data="mine")})
     assert articles(other) is None
     assert wrong_answers(other, "all")[0].article is None
     changed = squad.questions.model_copy(update={"id": squad.questions.id[:-1]})
@@ -218,7 +218,7 @@ def test_an_input_that_changes_meanwhile_in_another_thread_is_followed(
 
 def test_a_run_is_added_beside_the_others(widget: Dashboard, runs: dict[str, Run]) -> None:
     run = runs["quick-baseline-100-seed0"]
-    new = run.model_copy(update={"experiment": run.experiment.model_copy(update={"name": "mine"})})
+    new = run.model_copy(update={"experiment": change(run.experiment, name="mine")})
     widget.add(new)
     assert widget.chosen.value == ("quick-baseline-100-seed0", "quick-baseline-500-seed0", "mine")
     assert " mine " in words(widget.scores.value)
@@ -226,7 +226,7 @@ def test_a_run_is_added_beside_the_others(widget: Dashboard, runs: dict[str, Run
     assert widget.chosen.options.count("mine") == 1
     for number in range(5):
         name = f"more-{number}"
-        widget.add(run.model_copy(update={"experiment": run.experiment.model_copy(update={"name": name})}))
+        widget.add(run.model_copy(update={"experiment": change(run.experiment, name=name)}))
     assert len(widget.shown()) == run_views.MOST_RUNS
     assert "more-4" in widget.shown()
     widget.chosen.value = tuple(widget.chosen.options)

@@ -92,7 +92,7 @@ def run_chain(chain: Chain, folder: Path | str | None = None) -> ChainRun:
             another process is running it.
     """
     quiet()
-    folder = Path(folder or runs_folder())
+    folder = runs_folder(folder)
     home = folder / chain.name
     with locked(home):
         home.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,7 @@ def run_language_chain(chain: LanguageChain, folder: Path | str | None = None) -
         CourseError: if trl, the model or the data cannot be had, the folder holds another chain of this name, or
             another process is running it.
     """
-    home = Path(folder or runs_folder()) / chain.name
+    home = runs_folder(folder) / chain.name
     with locked(home):
         home.mkdir(parents=True, exist_ok=True)
         description = home / "language-chain.json"

@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from qa_helpers.data import DataError
 from qa_helpers.evaluation import exact_match, f1
-from qa_helpers.language_model import MAX_NEW_TOKENS, MAX_PROMPT, TEMPLATE_OPTIONS, prompt_messages
+from qa_helpers.language_model import MAX_NEW_TOKENS, MAX_PROMPT, TEMPLATE_OPTIONS, prompt_messages, prompt_tokens
 from qa_helpers.machine import default_device, progress_bar, quiet, set_seed
 from qa_helpers.rlhf.language_answers import TEMPERATURE, ask
 from qa_helpers.rlhf.language_reward import AnswerReward
 from qa_helpers.tuning import ModelError, set_trainable
 
 TRL = "trl==1.16.0"
+LONGEST = MAX_PROMPT + MAX_NEW_TOKENS + 2  # tokens of a prompt and an answer, with its end and the template's line end
 AT_ONCE = 2  # answers in one forward and backward pass, for memory; a step adds up as many passes as it takes
 LOGGED = ("loss", "reward", "kl", "completions/mean_length", "rewards/margins", "rewards/accuracies")
 
@@ -90,16 +92,18 @@ def train_language_dpo(
 
     Raises:
         ModelError: if trl is not installed, or there are no pairs.
+        DataError: if pairs are longer than `LONGEST`: nothing is left out or cut.
     """
     trl = import_trl()
     if not len(preferences):
         raise ModelError("there are no preference pairs to train on; rank some, or ask more questions")
+    _refuse_long(tokenizer, preferences)
     per_pass = math.gcd(AT_ONCE // 2, update.batch)  # pairs, of two answers each
     with tempfile.TemporaryDirectory() as folder:
         arguments = trl.DPOConfig(
             per_device_train_batch_size=per_pass,
             gradient_accumulation_steps=update.batch // per_pass,
-            max_length=MAX_PROMPT + MAX_NEW_TOKENS + 2,  # with the end and the template's line end: nothing is cut
+            max_length=None,  # by default, trl drops a pair with a longer prompt and cuts a longer answer, silently
             **_options(model, update, math.ceil(len(preferences) / update.batch), folder),
         )
         trainer = trl.DPOTrainer(
@@ -130,12 +134,15 @@ def train_language_grpo(
 
     Raises:
         ModelError: if trl is not installed, or there are fewer questions than a step takes.
+        DataError: if a question and its passage are longer than `MAX_PROMPT` tokens.
     """
     trl = import_trl()
     from datasets import Dataset
 
     if len(rows) < update.batch:
         raise ModelError(f"a step takes {update.batch} questions; got {len(rows)}")
+    for row in rows:
+        prompt_tokens(tokenizer, row)  # refuses one that is too long
     per_pass = math.gcd(AT_ONCE, update.samples)
     with tempfile.TemporaryDirectory() as folder:
         arguments = trl.GRPOConfig(
@@ -156,6 +163,22 @@ def train_language_grpo(
             callbacks=[_bar()],
         )
         return _run(trainer, model)
+
+
+def _refuse_long(tokenizer: Any, preferences: Any) -> None:
+    lengths = [
+        max(
+            len(tokenizer.apply_chat_template(pair["prompt"] + pair[answer], return_dict=False, **TEMPLATE_OPTIONS))
+            for answer in ("chosen", "rejected")
+        )
+        for pair in preferences
+    ]
+    long = [place for place, length in enumerate(lengths) if length > LONGEST]
+    if long:
+        raise DataError(
+            f"{len(long)} of {len(lengths)} preference pairs take more than {LONGEST:,} tokens with their passage, the "
+            f"first of them (no. {long[0] + 1}) {lengths[long[0]]:,}; leave them out, or shorten passage or answer"
+        )
 
 
 def _options(model: nn.Module, update: LanguageUpdate, one_epoch: int, folder: str) -> dict[str, Any]:

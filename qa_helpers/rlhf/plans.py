@@ -1,5 +1,6 @@
 """The course's chains of RLHF: the reward models and policies that notebook 04 compares, at each scale."""
 
+from qa_helpers.records import change
 from qa_helpers.rlhf.records import Chain, PolicyPlan, RewardPlan
 from qa_helpers.scales import SCALES, SEEDS, Scale
 
@@ -47,8 +48,8 @@ def class_chain(seed: int = 0, scale: Scale = SCALES["class"]) -> Chain:
 def weak_chain(seed: int = 0, scale: Scale = SCALES["class"]) -> Chain:
     """PPO as in `class_chain`, but for a reward model that deserves no trust; and with ten times the price of KL."""
     policies = (PolicyPlan(name="ppo-weak", reward="weak"), PolicyPlan(name="ppo-weak-beta-1", reward="weak", beta=1.0))
-    changed = {"name": f"{scale.name}-rlhf-weak-seed{seed}", "rewards": (REWARDS[0], WEAK), "policies": policies}
-    return class_chain(seed, scale).model_copy(update=changed)
+    name = f"{scale.name}-rlhf-weak-seed{seed}"
+    return change(class_chain(seed, scale), name=name, rewards=(REWARDS[0], WEAK), policies=policies)
 
 
 def named_chains() -> dict[str, Chain]:

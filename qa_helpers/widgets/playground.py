@@ -196,7 +196,7 @@ def _bar(form: str, probability: float, colour: str) -> str:
 # ---- models ----------------------------------------------------------------------------------------------------
 def available_models(folder: Path | str | None = None) -> dict[str, Loader]:
     """What loads the span model of each finished run in a runs folder, by name, and MiniLM as it comes."""
-    home = Path(folder or runs_folder())
+    home = runs_folder(folder)
     found: dict[str, Loader] = {}
     for path in sorted(home.glob("*/run.json")):
         name = path.parent.name

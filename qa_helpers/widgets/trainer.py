@@ -90,7 +90,7 @@ class TrainingJob:
 
     def __init__(self, experiment: Experiment, folder: Path | str | None = None) -> None:
         """Start it; one that was stopped goes on, one that is finished is read back."""
-        self.experiment, self.folder = experiment, Path(folder or runs_folder())
+        self.experiment, self.folder = experiment, runs_folder(folder)
         self._stopped = False
         self._first: tuple[float, float] | None = None  # when training was first seen, and what share was done then
         scratch = Path(tempfile.mkdtemp())
@@ -205,7 +205,7 @@ class TrainerPanel(Shown):
             folder: the runs folder; `runs_folder()` if None.
             on_finished: called with each finished run, such as `Dashboard.add`.
         """
-        self.scale, self.folder, self._on_finished = current_scale(), Path(folder or runs_folder()), on_finished
+        self.scale, self.folder, self._on_finished = current_scale(), runs_folder(folder), on_finished
         self.job: TrainingJob | None = None
         self._thread: threading.Thread | None = None
         self.size = labelled(ipywidgets.Dropdown, "Questions", options=list(self.scale.sizes))
@@ -258,7 +258,7 @@ class TrainerPanel(Shown):
             return
         try:
             self.job = TrainingJob(self.experiment(), self.folder)
-        except (RecordError, OSError) as error:
+        except (CourseError, OSError) as error:
             self._say(str(error), wrong=True)
             return
         self._thread = threading.Thread(target=self._follow, args=[self.job], daemon=True)
