@@ -84,18 +84,18 @@ def lacking() -> list[str]:
 
 def missing(wanted: Sequence[str]) -> list[str]:
     """Those of these requirements that are not installed, too old, or of a version that is excluded."""
-    found = []
+    lacks = []
     for requirement in wanted:
-        bounds, *excluded = requirement.split(",!=")
-        name, _, least = bounds.partition(">=")
+        name, *bounds = re.split(r"(?=[!>]=)", requirement)
         try:
-            version = metadata.version(name)
+            version = _numbers(metadata.version(name))
         except metadata.PackageNotFoundError:
-            found.append(requirement)
+            lacks.append(requirement)
             continue
-        if _numbers(version) < _numbers(least) or _numbers(version) in map(_numbers, excluded):
-            found.append(requirement)
-    return found
+        rules = [(sign, _numbers(number)) for sign, number in re.findall(r"([!>]=)([^,]+)", "".join(bounds))]
+        if any(version < number if sign == ">=" else version == number for sign, number in rules):
+            lacks.append(requirement)
+    return lacks
 
 
 def _numbers(version: str) -> tuple[int, ...]:

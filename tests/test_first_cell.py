@@ -115,6 +115,8 @@ def test_an_excluded_version_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
     for version, lacking in (("0.23.0", []), ("0.23.1", [wanted]), ("0.23.2", [wanted]), ("0.23.3", [])):
         monkeypatch.setattr("qa_helpers.first_cell.metadata.version", lambda name, version=version: version)
         assert missing([wanted]) == lacking
+        sorted_by_pip = "tokenizers!=0.23.1,!=0.23.2,>=0.22"
+        assert missing([sorted_by_pip]) == [sorted_by_pip] * len(lacking)
 
 
 def test_every_requirement_has_a_least_version() -> None:
