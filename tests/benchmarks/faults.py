@@ -130,15 +130,15 @@ _STATISTICS = [
     Fault(
         "clusters are ignored in a paired difference",
         "qa_helpers/statistics.py",
-        "bootstrap_mean(b - a, seed, clusters)",
-        "bootstrap_mean(b - a, seed)",
+        "bootstrap_mean(b - a, seed, clusters",
+        "bootstrap_mean(b - a, seed, None",
         "tests/test_statistics_clusters.py::test_the_interval_of_a_difference_over_articles",
     ),
     Fault(
         "clusters are ignored in a win rate",
         "qa_helpers/statistics.py",
-        "bootstrap_mean(50 * (np.sign(b - a) + 1), seed, clusters)",
-        "bootstrap_mean(50 * (np.sign(b - a) + 1), seed)",
+        "bootstrap_mean(50 * (np.sign(b - a) + 1), seed, clusters",
+        "bootstrap_mean(50 * (np.sign(b - a) + 1), seed, None",
         "tests/test_statistics_clusters.py::test_the_interval_of_a_win_rate_over_articles",
     ),
     Fault(
