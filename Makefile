@@ -56,7 +56,7 @@ records: $(READY)  ## renew the README's picture and its table of recorded resul
 benchmark: $(READY)  ## measure speed and memory; prints tables
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s
 
-faults: $(READY)  ## plant faults in a copy of the package and see that the notebooks notice each (takes 15 minutes)
+faults: $(READY)  ## plant forty faults in a copy of the package; each must be noticed by the test that it names (takes minutes)
 	$(BIN)/python -m pytest tests/benchmarks -m faults -s
 
 format: $(READY)  ## format the code

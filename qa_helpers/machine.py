@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from qa_helpers.files import CourseError
+
 MIB = 2**20
 
 
@@ -61,8 +63,17 @@ def default_device() -> torch.device:
 def has_native_bf16(device: torch.device | None = None) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware: CUDA from Ampere, CPUs with AVX512-BF16 or AMX.
 
-    Elsewhere bfloat16 is emulated and slower than float32, so training stays in float32.
+    Elsewhere bfloat16 is emulated and slower than float32, so training stays in float32. With `QA_PRECISION=fp32` it
+    does so everywhere, as on a machine without bfloat16.
+
+    Raises:
+        CourseError: if that variable says anything else.
     """
+    asked = os.environ.get("QA_PRECISION", "")
+    if asked == "fp32":
+        return False
+    if asked:
+        raise CourseError(f"QA_PRECISION is '{asked}'; set it to fp32, or leave it unset for bfloat16 where it is fast")
     device = device or default_device()
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

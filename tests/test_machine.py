@@ -7,7 +7,17 @@ import psutil
 import pytest
 import torch
 
-from qa_helpers.machine import MIB, default_device, peak_memory_mib, release_memory, reset_peak_memory
+from qa_helpers.files import CourseError
+from qa_helpers.machine import (
+    MIB,
+    autocast,
+    default_device,
+    describe_machine,
+    has_native_bf16,
+    peak_memory_mib,
+    release_memory,
+    reset_peak_memory,
+)
 
 TAKEN = 256  # MiB
 
@@ -72,3 +82,17 @@ def test_released_memory_goes_back_to_the_system():
     release_memory()
     assert process.memory_info().rss < full - 0.8 * TAKEN * MIB
     assert len(kept) == 2**14
+
+
+def test_float32_can_be_asked_for_where_bfloat16_is_native(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    cpu = torch.device("cpu")
+    assert has_native_bf16(cpu)
+    monkeypatch.setenv("QA_PRECISION", "fp32")
+    assert not has_native_bf16(cpu)
+    assert describe_machine()["precision"] == "fp32"
+    with autocast(cpu):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    monkeypatch.setenv("QA_PRECISION", "double")
+    with pytest.raises(CourseError, match="QA_PRECISION is 'double'; set it to fp32, or leave it unset"):
+        has_native_bf16(cpu)

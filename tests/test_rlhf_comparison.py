@@ -6,7 +6,7 @@ from rlhf_toys import made_up_chain_run
 
 from qa_helpers.records import RecordError
 from qa_helpers.rlhf.comparison import gain, having, held_out, share_of_optimum, wins
-from qa_helpers.statistics import paired_difference
+from qa_helpers.statistics import paired_difference, win_rate
 
 
 @pytest.fixture
@@ -35,6 +35,9 @@ def test_wins_are_by_peoples_agreement(runs):
     before, after = run.reference.agreement, run.policies["ppo"].final.agreement
     assert wins(run, "ppo").wins == sum(b > a for a, b in zip(before, after, strict=True))
     assert wins(run, "reference").rate == (50, 50, 50)
+    over_articles = wins(run, "ppo", over_articles=True)
+    assert over_articles == win_rate(before, after, clusters=run.titles)
+    assert over_articles.rate != wins(run, "ppo").rate
 
 
 def test_the_optimum_has_all_of_what_can_be_gained_and_the_reference_none(runs):

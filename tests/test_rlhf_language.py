@@ -31,11 +31,12 @@ from qa_helpers.language_model import (
 )
 from qa_helpers.rankings import Pair as Shown
 from qa_helpers.rankings import Ranking, RankingError, RankingSession, read_rankings
-from qa_helpers.records import RecordError, change
+from qa_helpers.records import RecordError, Score, change
 from qa_helpers.rlhf import language_chains, language_updates
 from qa_helpers.rlhf.language_answers import (
     TEMPERATURE,
     Asked,
+    Written,
     answer_pairs,
     ask,
     frozen,
@@ -50,6 +51,7 @@ from qa_helpers.rlhf.language_records import (
     LanguageChain,
     LanguageMethod,
     format_language_chain,
+    language_table,
     load_language_chains,
     read_language_chain,
 )
@@ -71,6 +73,7 @@ from qa_helpers.rlhf.language_updates import (
 )
 from qa_helpers.rlhf.preferences import Pair, flip
 from qa_helpers.rlhf.reward import accuracy
+from qa_helpers.statistics import UNBOUNDED, bootstrap_mean, win_rate
 from qa_helpers.tuning import ModelError
 
 END = "<|im_end|>"
@@ -336,7 +339,9 @@ def linear():
         asked, pairs = [], []
         for place in range(size):
             states = torch.randn(3, 16, generator=generator)
-            asked.append(Asked({}, [], (states @ direction).numpy(), np.zeros(3), states))
+            row = {"title": f"article {place // 10}"}
+            answers = [Written([0] * (i + 1), str(i), 0.0) for i in range(3)]
+            asked.append(Asked(row, answers, (states @ direction).numpy(), np.zeros(3), states))
             order = (states @ direction).argsort(descending=True).tolist()
             pairs += [Pair(place, order[0], order[1]), Pair(place, order[1], order[2])]
         parts.append((asked, pairs))
@@ -362,6 +367,19 @@ def test_it_is_left_as_it_was_at_its_best_on_pairs_that_it_does_not_learn(linear
     assert best.epoch < history[-1].epoch
     loss = -torch.nn.functional.logsigmoid(answer_margins(reward, *stop)).mean()
     assert float(loss.detach()) == pytest.approx(best.loss, abs=1e-5)
+
+
+def test_a_chains_accuracy_is_of_the_held_out_pairs_with_intervals_over_their_articles(linear):
+    learn, stop, held_out = linear
+    reward, found = language_chains._reward(learn, stop, held_out)
+    right = 50 * (torch.sign(answer_margins(reward, *held_out)).detach().numpy() + 1)
+    articles = [held_out[0][pair.question].row["title"] for pair in held_out[1]]
+    assert found.accuracy["reward model"] == Score.of(bootstrap_mean(right, clusters=articles))
+    assert found.accuracy["reward model"] != Score.of(bootstrap_mean(right))
+    for part in (learn, stop):
+        assert found.accuracy["reward model"].value != pytest.approx(
+            100 * accuracy(answer_margins(reward, *part).detach().numpy()), abs=0.01
+        )
 
 
 def test_no_pairs_give_one_sentence(linear):
@@ -503,8 +521,8 @@ CHAIN = LanguageChain(
 
 
 @pytest.fixture(scope="module")
-def done(chat, taught, tmp_path_factory):
-    """A runs folder with the finished chain, and its run; on a small data set in SQuAD's place."""
+def small_squad(tmp_path_factory):
+    """A folder with a small data set in SQuAD's place."""
     folder = tmp_path_factory.mktemp("language")
     (folder / "squad").mkdir()
     articles = []
@@ -517,8 +535,15 @@ def done(chat, taught, tmp_path_factory):
     (folder / "squad" / "dev-v1.1.json").write_text(json.dumps({"version": "1.1", "data": articles}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QA_DATA_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def done(taught, small_squad):
+    """A runs folder with the finished chain, and its run."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language_chains, "load_language_model", lambda name: copy.deepcopy(taught))
-        yield folder, run_language_chain(CHAIN, folder)
+        yield small_squad, run_language_chain(CHAIN, small_squad)
 
 
 def test_a_chain_records_before_and_after_on_articles_of_their_own(done):
@@ -531,6 +556,34 @@ def test_a_chain_records_before_and_after_on_articles_of_their_own(done):
     text = format_language_chain(run)
     for name in ("reward model", "shorter answer", "own probability", "before", "dpo", "grpo"):
         assert text.count(f"| {name} | ") == 1
+
+
+def test_no_two_parts_of_a_chain_share_an_article(small_squad, chat):
+    parts = language_chains._questions(CHAIN, chat)
+    learn, stop, held_out = ({row["title"] for row in rows} for rows in (parts.learn, parts.stop, parts.held_out))
+    assert all((learn, stop, held_out))
+    assert learn.isdisjoint(stop)
+    assert learn.isdisjoint(held_out)
+    assert stop.isdisjoint(held_out)
+
+
+def test_a_chains_table_has_intervals_over_articles(done):
+    _, run = done
+    kl, agreement = [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]  # as the article is, so are its questions
+    dpo = run.methods["dpo"]
+    changed = dpo.model_copy(update={"final": dpo.final.model_copy(update={"kl": kl, "agreement": agreement})})
+    before = run.before.model_copy(update={"agreement": [0.5] * 4})
+    titles = ["one", "one", "other", "other"]
+    header, rows = language_table(
+        run.model_copy(update={"before": before, "methods": {"dpo": changed}, "titles": titles})
+    )
+    row = dict(zip(header, rows[1], strict=True))
+    over_articles = bootstrap_mean(kl, clusters=titles, bounds=UNBOUNDED)
+    assert (
+        row["KL (nats, estimate)"] == f"{over_articles.value:.2f} [{over_articles.low:.2f}, {over_articles.high:.2f}]"
+    )
+    assert (over_articles.low, over_articles.high) != bootstrap_mean(kl, bounds=UNBOUNDED)[1:]
+    assert row["win rate, %"] == str(win_rate([0.5] * 4, agreement, clusters=titles).rate)
 
 
 def test_a_finished_chain_is_read_back_and_a_half_done_one_goes_on(done, monkeypatch):

@@ -175,13 +175,19 @@ def _unseen(chain: Chain, rests_on: dict[str, Ancestor]) -> list[dict[str, Any]]
     Raises:
         DataError: if it has seen all of them.
     """
-    rows = list(load_qa(chain.data, "train"))
-    size = rests_on[chain.reference].experiment.train_size
-    seen = {row["title"] for row in rows[:size]}
-    unseen = [row for row in rows if row["title"] not in seen]
+    seen = {title for run in rests_on.values() for title in _trained_on(run.experiment)}
+    unseen = [row for row in load_qa(chain.data, "train") if row["title"] not in seen]
     if len({row["title"] for row in unseen}) < 2:
         raise DataError(f"'{chain.reference}' was trained on all articles but one of {chain.data}, or all; none to ask")
     return unseen
+
+
+def _trained_on(experiment: Experiment) -> list[str]:
+    """The articles of the questions that a run was trained on."""
+    if experiment.questions == "cloze":  # of all passages
+        return list(load_qa(experiment.data, "train")["title"])
+    which = (experiment.train_size, experiment.sampling, experiment.sampling_seed, experiment.per_passage)
+    return list(load_qa(experiment.data, "train", *which)["title"])
 
 
 def _proposals(references: Sequence[Reference], seed: int) -> list[Any]:
