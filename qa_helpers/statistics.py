@@ -95,8 +95,8 @@ def exact_mean(
     if differing >= FEW or (differing and not np.isfinite([low, high]).all()):
         return None
     mean = float(data.mean())
-    counts = counts * size / len(data)
-    lower, upper = (_with_one_more(kinds, counts, end, share, seed) for end, share in ((low, 0.025), (high, 0.975)))
+    weights = counts * size / len(data)
+    lower, upper = (_with_one_more(kinds, weights, end, share, seed) for end, share in ((low, 0.025), (high, 0.975)))
     return Interval(mean, min(lower, mean), max(upper, mean))
 
 
@@ -112,15 +112,16 @@ def _independent(data: np.ndarray, clusters: Sequence[Hashable]) -> float:
 
 def _with_one_more(kinds: np.ndarray, counts: np.ndarray, end: float, share: float, seed: int) -> float:
     """A quantile of the mean of values and of one more, `end`, weighted at random."""
-    if not math.isfinite(end) or np.all(kinds == end):
+    if not math.isfinite(end):
         return end
-    if len(kinds) == 2 and end in kinds:  # such as right and wrong: known without drawing
-        first, second = counts + (kinds == end)
-        return float(kinds[0] + np.ptp(kinds) * stats.beta.ppf(share, second, first))
+    kinds, place = np.unique(np.append(kinds, end), return_inverse=True)
+    counts = np.bincount(place, np.append(counts, 1))
     if len(kinds) == 1:
-        return float(end + (kinds[0] - end) * stats.beta.ppf(share if end < kinds[0] else 1 - share, counts[0], 1))
-    weights = np.random.default_rng(seed).gamma(np.append(counts, 1), size=(10 * RESAMPLES, len(kinds) + 1))
-    return float(np.quantile(weights @ np.append(kinds, end) / weights.sum(axis=1), share))
+        return end
+    if len(kinds) == 2:  # such as right and wrong: known without drawing
+        return float(kinds[0] + np.ptp(kinds) * stats.beta.ppf(share, counts[1], counts[0]))
+    weights = np.random.default_rng(seed).gamma(counts, size=(10 * RESAMPLES, len(kinds)))
+    return float(np.quantile(weights @ kinds / weights.sum(axis=1), share))
 
 
 def _numbers(values: Values) -> np.ndarray:
@@ -134,7 +135,9 @@ def _numbers(values: Values) -> np.ndarray:
         raise ValueError("an interval needs a list of at least one value")
     strange = np.flatnonzero(~np.isfinite(data))
     if len(strange):
-        raise ValueError(f"value {strange[0]} of {len(data)} is {data[strange[0]]}; an interval needs finite numbers")
+        raise ValueError(
+            f"value {strange[0] + 1} of {len(data)} is {data[strange[0]]}; an interval needs finite numbers"
+        )
     return data
 
 
