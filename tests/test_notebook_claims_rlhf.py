@@ -18,6 +18,7 @@ from qa_helpers.rlhf.comparison import gain, gains_over_seeds, wins
 from qa_helpers.rlhf.language_records import language_table, load_language_chains
 from qa_helpers.rlhf.losses import ppo_loss
 from qa_helpers.rlhf.records import load_chains
+from qa_helpers.scales import SCALES
 from qa_helpers.statistics import gains_over_blocks
 
 CELLS = json.loads((project_folder() / "notebooks" / "04_rlhf.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -267,10 +268,24 @@ def test_stand_ins_agree_more_than_people():
     assert 'check("the lowest raw agreement, %"' in CODE
 
 
-def test_the_live_cells_work_at_the_scale_that_is_set():
-    assert 'SCALES["quick"]' not in CODE
-    assert "scale, QUESTIONS = current_scale(), 414" in CODE
-    assert "With `QA_SCALE=class`" in TEXT
+def test_the_live_cells_work_at_the_scale_that_is_set(monkeypatch, tokenizer, course):
+    says("(With `QA_SCALE=class`: the class baseline and SQuAD's validation questions")
+    run, read = [], []
+    monkeypatch.setenv("QA_SCALE", "class")
+    monkeypatch.setattr("qa_helpers.experiments.run_experiment", run.append)
+    monkeypatch.setattr("qa_helpers.lineage.load_run", lambda name, folder: (None, tokenizer))
+    monkeypatch.setattr("qa_helpers.data.load_qa", lambda *what: read.append(what) or course)
+    monkeypatch.setattr("qa_helpers.rlhf.policy.one_window", lambda rows, tokenizer: (rows, 0))
+    monkeypatch.setattr("qa_helpers.rlhf.reference.ask_reference", lambda model, tokenizer, questions: questions)
+    cells = {}
+    for cell, source in zip(CELLS, SOURCES, strict=True):
+        if cell["id"] in ("cell-04-87946f", "cell-06-ba4476"):
+            exec(source, cells)
+    assert run == [SCALES["class"].baseline()]
+    assert read == [("squad", "validation")]
+    titles = [{row["title"] for row in part} for part in cells["asked"].values()]
+    assert list(cells["asked"]) == ["learn", "stop", "held out"]
+    assert sum(map(len, titles)) == len(set.union(*titles)) == len({row["title"] for row in course})
 
 
 def test_rankings_claim_no_more_than_the_labels_from_which_they_are_made():
