@@ -38,7 +38,9 @@ SHORT = {
     },
 }
 # What the short training cannot show.
-CHECK = re.compile(r'^ *check\("(EM with LoRA|the reward model|calibration|reward after|KL to).*\n?', re.M)
+CHECK = re.compile(
+    r'^ *check\("(EM with LoRA|the reward model|calibration|reward after|KL to|changed answers).*\n?', re.M
+)
 
 
 @pytest.mark.slow

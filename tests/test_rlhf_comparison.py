@@ -5,8 +5,8 @@ import pytest
 from rlhf_toys import made_up_chain_run
 
 from qa_helpers.records import RecordError
-from qa_helpers.rlhf.comparison import gain, having, held_out, share_of_optimum, wins
-from qa_helpers.statistics import paired_difference, win_rate
+from qa_helpers.rlhf.comparison import gain, gains_over_seeds, having, held_out, share_of_optimum, wins
+from qa_helpers.statistics import gains_over_blocks, paired_difference, win_rate
 
 
 @pytest.fixture
@@ -28,6 +28,15 @@ def test_a_gain_is_paired_by_question_and_averaged_over_the_seeds(runs):
 def test_rewards_are_not_in_percent(runs):
     expected = np.mean([run.policies["ppo"].final.reward for run in runs]) - np.mean([r.reference.reward for r in runs])
     assert gain(runs, "ppo", "reward").value == pytest.approx(expected)
+
+
+def test_gains_over_seeds_take_the_seeds_as_blocks(runs):
+    before, after = ([100 * np.mean(run.everything[name].f1) for run in runs] for name in ("reference", "ppo"))
+    found = gains_over_seeds(runs, "f1")
+    assert found == {"ppo": pytest.approx(gains_over_blocks(before, {"ppo": after})["ppo"])}
+    assert gains_over_seeds(runs, "f1", against="ppo")["reference"].value == pytest.approx(-found["ppo"].value)
+    with pytest.raises(RecordError, match="takes two chains or more"):
+        gains_over_seeds(runs[:1], "f1")
 
 
 def test_wins_are_by_peoples_agreement(runs):

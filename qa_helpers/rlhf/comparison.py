@@ -1,7 +1,8 @@
 """What the chains of several seeds say together: a policy against the reference, on the same held-out questions.
 
-All seeds ask the same questions. A question's values are averaged over the seeds first, and the interval is over
-questions or articles: it says what other questions would give, with these seeds.
+All seeds ask the same questions. For an interval over questions or articles a question's values are averaged over the
+seeds first: it says what other questions would give, with these seeds. One over seeds says what other seeds would give,
+with these questions.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,15 @@ import numpy as np
 
 from qa_helpers.records import RecordError
 from qa_helpers.rlhf.records import ChainRun, Columns
-from qa_helpers.statistics import PERCENT_BOUNDS, UNBOUNDED, Interval, WinRate, paired_difference, win_rate
+from qa_helpers.statistics import (
+    PERCENT_BOUNDS,
+    UNBOUNDED,
+    Interval,
+    WinRate,
+    gains_over_blocks,
+    paired_difference,
+    win_rate,
+)
 
 PERCENT = ("exact_match", "f1", "agreement")  # columns whose means are given in percent
 
@@ -61,6 +70,24 @@ def gain(
     scale, bounds = (100.0, PERCENT_BOUNDS) if column in PERCENT else (1.0, UNBOUNDED)
     before, after = (scale * _mean(runs, name, column) for name in (against, policy))
     return paired_difference(before, after, clusters=runs[0].titles if over_articles else None, bounds=bounds)
+
+
+def gains_over_seeds(runs: Sequence[ChainRun], column: str, against: str = "reference") -> dict[str, Interval]:
+    """By how much each policy that all runs have is better than another, with its interval over seeds.
+
+    The seeds are the blocks of `statistics.gains_over_blocks`. All policies that the runs share are its treatments, so
+    that an interval does not depend on which of them are shown.
+
+    Raises:
+        RecordError: if the runs do not share their questions, are fewer than two, or lack `against`.
+    """
+    held_out(runs)
+    if len(runs) < 2:
+        raise RecordError("an interval over seeds takes two chains or more; `gain` gives one over questions")
+    shared = set.intersection(*(set(run.policies) for run in runs)) | {"reference", against}
+    scale = 100.0 if column in PERCENT else 1.0
+    scores = {name: [scale * _columns(run, name).array(column).mean() for run in runs] for name in sorted(shared)}
+    return gains_over_blocks(scores.pop(against), scores)
 
 
 def wins(run: ChainRun, policy: str, against: str = "reference", over_articles: bool = False) -> WinRate:

@@ -142,23 +142,26 @@ def load_language_chains(pattern: str = "*") -> dict[str, LanguageChainRun]:
 def language_table(run: LanguageChainRun) -> tuple[list[str], list[tuple[str, ...]]]:
     """Header and rows of a table: the model before and after each method, on the held-out questions.
 
-    Agreement, EM, F1 and tokens are of the greedy answers; reward and KL of the samples; intervals are over articles.
+    Agreement, EM, F1 and tokens are of the greedy answers; reward and KL of the samples. The KL's interval and the sign
+    test on agreement take each question for itself: where most are on one article, they say little about others.
     """
-    header = ["model", "EM", "F1", "agreement", "reward", "KL (nats, estimate)", "tokens", "win rate, %"]
+    header = ["model", "EM", "F1", "agreement", "reward", "KL (nats, estimate)", "tokens", "better, same, worse", "p"]
     rows = []
     for name, columns in {"before": run.before, **{n: result.final for n, result in run.methods.items()}}.items():
         percent = [f"{100 * columns.array(column).mean():.1f}" for column in ("exact_match", "f1", "agreement")]
-        kl = bootstrap_mean(columns.array("kl"), clusters=run.titles, bounds=UNBOUNDED)
-        won = win_rate(run.before.agreement, columns.agreement, clusters=run.titles).rate
+        kl = bootstrap_mean(columns.array("kl"), bounds=UNBOUNDED)
+        won = win_rate(run.before.agreement, columns.agreement)
+        compared = ("–", "–") if name == "before" else (f"{won.wins}, {won.ties}, {won.losses}", f"{won.p:.2g}")
         tokens, reward = (columns.array(column).mean() for column in ("tokens", "reward"))
         shown = f"{kl.value:.2f} [{kl.low:.2f}, {kl.high:.2f}]"
-        rows.append((name, *percent, f"{reward:.2f}", shown, f"{tokens:.1f}", "–" if name == "before" else str(won)))
+        rows.append((name, *percent, f"{reward:.2f}", shown, f"{tokens:.1f}", *compared))
     return header, rows
 
 
 def format_language_chain(run: LanguageChainRun) -> str:
     """Two Markdown tables: what the reward model ranks rightly, and the model before and after each method."""
-    lines = ["| ranks rightly, % of held-out pairs | accuracy |", "| --- | --- |"]
+    articles = f"interval over {len(set(run.titles))} articles"
+    lines = [f"| ranks rightly, % of held-out pairs | accuracy, {articles} |", "| --- | --- |"]
     lines += [f"| {name} | {score} |" for name, score in run.reward.accuracy.items()]
     header, rows = language_table(run)
     lines += ["", f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
