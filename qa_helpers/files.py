@@ -16,7 +16,8 @@ class CourseError(ValueError):
     """Base of the package's errors; its text is one sentence for the user."""
 
 
-# Of a file that is read at once. While questions are read, about eight times the file's size is in memory.
+# Of a file that is read at once. While a data set is read, memory grows by about eight times the file's size: a
+# generated file of 299 MB, of 802,600 questions, took 2.2 GiB (and 52 seconds of a processor).
 MOST_BYTES = 300_000_000
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character beyond U+FFFF, as JSON escapes it
