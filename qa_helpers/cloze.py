@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qa_helpers.data import DataError, Sampling, choose, load_qa
+from qa_helpers.data import Sampling, choose, load_qa
+from qa_helpers.rows import DataError, check_text
 
 # A question word and not the tokenizer's mask: no real question holds a mask, so that what is learned of it would be
 # of no use afterwards; and it is the same question for every model.
@@ -58,10 +59,16 @@ def cloze_questions(passages: Iterable[str], seed: int = 0) -> list[dict[str, An
     Which sentence is asked, and which of the answers stands first (the label of an ordinary training), is drawn by
     `seed`. A span that cannot be asked gives no row: it does not occur in one sentence once and in another again, its
     sentence is too long, or holds it a second time as a part of other words.
+
+    Raises:
+        DataError: if a passage is no text.
     """
+    if isinstance(passages, str):
+        raise DataError("one text was given instead of a list of passages; put it into a list")
     random = np.random.default_rng(seed)
     rows = []
     for number, passage in enumerate(passages):
+        check_text(passage, f"passage {number}")
         sentences = _sentences(passage)
         for which, places in enumerate(recurring_spans(passage).values()):
             row = _ask(passage, sentences, places, random)

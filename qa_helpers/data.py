@@ -17,12 +17,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qa_helpers.files import CourseError, hub_is_off, read_json, user_path
+from qa_helpers.files import hub_is_off, read_json, user_path
+from qa_helpers.rows import NO_ANSWER, DataError, check_row, short
 
 ASSETS = Path(__file__).parent / "assets"
 HUB_NAME = {"squad": "rajpurkar/squad"}  # the bare name "squad" no longer loads
@@ -30,13 +31,16 @@ FILE_NAMES = {"train": ("train-v1.1.json", "train.json"), "validation": ("dev-v1
 
 Split = Literal["train", "validation"]
 Sampling = Literal["first", "random"]
+Model = TypeVar("Model", bound=BaseModel)
 
 
-class DataError(CourseError):
-    """A data set that cannot be found or is not in SQuAD's form."""
-
+AT_ONCE = 10_000  # rows made into a part of a data set: more take more memory for a moment
 
 # ---- the file format -------------------------------------------------------------------------------------------
+FORM = (
+    '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers": '
+    '[{"text", "answer_start"}]}]}]}]}'
+)
 _Text = Annotated[str, Field(min_length=1)]
 
 
@@ -53,6 +57,7 @@ class _Question(_Strict):
     id: _Text
     question: _Text
     answers: Annotated[list[_Answer], Field(min_length=1)]
+    is_impossible: Literal[False] = False  # SQuAD 2.0's
 
 
 class _Paragraph(_Strict):
@@ -66,7 +71,7 @@ class _Article(_Strict):
 
 
 class _File(_Strict):
-    data: list[_Article]
+    data: list[Any]
 
 
 def read_squad_file(path: Path | str) -> list[dict[str, Any]]:
@@ -74,58 +79,59 @@ def read_squad_file(path: Path | str) -> list[dict[str, Any]]:
 
     Raises:
         DataError: naming the file, the article, the question's id and what is wrong, if the file does not parse,
-            lacks a field, holds a wrong type or an empty text, repeats an id, or an answer is not where
-            `answer_start` says.
+            is too large, lacks a field, holds a wrong type or an empty text, repeats an id, or an answer is not where
+            `answer_start` says; of another form, what it seems to be.
     """
-    raw = read_json(path, DataError)
-    try:
-        file = _File.model_validate(raw)
-    except ValidationError as problem:
-        first = problem.errors(include_url=False)[0]
-        raise DataError(f"{path}: {_place(raw, first['loc'])}: {first['msg']}") from None
-    except RecursionError:
-        raise DataError(f"{path}: is nested too deeply to be in SQuAD's form") from None
-    rows = list(_rows(file, path))
+    from qa_helpers.machine import progress_bar
+
+    raw = read_json(path, DataError, FORM)
+    if isinstance(raw, list):
+        raise DataError(f"{path}: holds a list at its top; write it as {FORM}")
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    articles = _validated(_File, raw, raw, (), path).data
+    for number, item in enumerate(progress_bar(articles, desc=f"checking {short(str(path))}", unit="article", delay=1)):
+        if isinstance(item, dict) and {"context", "question"} <= item.keys():
+            raise DataError(f"{path}: data[{number}] is a flat row, a question with its passage; write it as {FORM}")
+        for row in _rows(_validated(_Article, item, raw, ("data", number), path)):
+            where = f"{path}: article '{short(row['title'])}', question '{short(row['id'])}'"
+            if row["id"] in seen:
+                raise DataError(f"{where}: the id is used twice; ids must be unique")
+            seen.add(row["id"])
+            check_row(row, where)
+            rows.append(row)
     if not rows:
         raise DataError(f"{path}: holds no question")
     return rows
 
 
-def _rows(file: _File, path: Path | str) -> Iterator[dict[str, Any]]:
-    seen: set[str] = set()
-    for article in file.data:
-        for paragraph in article.paragraphs:
-            for qa in paragraph.qas:
-                where = f"{path}: article '{_short(article.title)}', question '{_short(qa.id)}'"
-                if qa.id in seen:
-                    raise DataError(f"{where}: the id is used twice; ids must be unique")
-                seen.add(qa.id)
-                for answer in qa.answers:
-                    _check_answer(answer, paragraph.context, where)
-                yield {
-                    "id": qa.id,
-                    "title": article.title,
-                    "context": paragraph.context,
-                    "question": qa.question,
-                    "answers": {
-                        "text": [answer.text for answer in qa.answers],
-                        "answer_start": [answer.answer_start for answer in qa.answers],
-                    },
-                }
+def _validated(form: type[Model], item: Any, raw: Any, place: tuple[int | str, ...], path: Path | str) -> Model:
+    """A part of the file, which lies at `place` in it, in its form."""
+    try:
+        return form.model_validate(item)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        field = first["loc"][-1:]
+        unanswerable = field == ("is_impossible",) or (field == ("answers",) and first["type"] == "too_short")
+        what = NO_ANSWER if unanswerable else first["msg"]
+        raise DataError(f"{path}: {_place(raw, place + first['loc'])}: {what}") from None
+    except RecursionError:
+        raise DataError(f"{path}: is nested too deeply to be in SQuAD's form") from None
 
 
-def _check_answer(answer: _Answer, context: str, where: str) -> None:
-    start, end = answer.answer_start, answer.answer_start + len(answer.text)
-    if end > len(context):
-        raise DataError(
-            f"{where}: the answer '{_short(answer.text)}' at {_short(str(start))} ends past the context's "
-            f"{len(context)} characters"
-        )
-    if context[start:end] != answer.text:
-        raise DataError(
-            f"{where}: answer_start {start} points at '{_short(context[start:end])}', "
-            f"not at the answer '{_short(answer.text)}'"
-        )
+def _rows(article: _Article) -> Iterator[dict[str, Any]]:
+    for paragraph in article.paragraphs:
+        for qa in paragraph.qas:
+            yield {
+                "id": qa.id,
+                "title": article.title,
+                "context": paragraph.context,
+                "question": qa.question,
+                "answers": {
+                    "text": [answer.text for answer in qa.answers],
+                    "answer_start": [answer.answer_start for answer in qa.answers],
+                },
+            }
 
 
 def _place(raw: Any, location: tuple[int | str, ...]) -> str:
@@ -140,12 +146,8 @@ def _place(raw: Any, location: tuple[int | str, ...]) -> str:
         raw = raw[step] if inside else None
         if isinstance(raw, dict):
             name = raw.get("title", raw.get("id"))
-            words += [f"'{_short(name)}'"] if isinstance(name, str) else []
+            words += [f"'{short(name)}'"] if isinstance(name, str) else []
     return " ".join(words) or "the file"
-
-
-def _short(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[:most] + "…"
 
 
 # ---- loading by name -------------------------------------------------------------------------------------------
@@ -186,10 +188,20 @@ def load_qa(
     if path is None:
         dataset = _load_from_hub(HUB_NAME[name], split or "train")
     else:
-        dataset = datasets.Dataset.from_list(read_squad_file(path), split=split and datasets.Split(split))
+        dataset = _as_dataset(read_squad_file(path), split and datasets.Split(split))
     if limit is None and per_passage is None:
         return dataset
     return choose(dataset, name, limit, sampling, seed, per_passage)
+
+
+def _as_dataset(rows: Sequence[dict[str, Any]], split: Any) -> Any:
+    import datasets
+
+    from qa_helpers.machine import progress_bar
+
+    starts = progress_bar(range(0, len(rows), AT_ONCE), desc="loading", unit="part", delay=1)
+    parts = [datasets.Dataset.from_list(rows[at : at + AT_ONCE], split=split) for at in starts]
+    return datasets.concatenate_datasets(parts)
 
 
 def choose(
@@ -261,7 +273,7 @@ def find_file(name: str, split: Split | None = None) -> Path | None:
         return _file_in(Path(name), split)
     if not os.path.isfile(name):
         raise DataError(
-            f"there is no data set '{_short(name)}': use 'courseqa', 'squad', a folder with train.json and dev.json, "
+            f"there is no data set '{short(name)}': use 'courseqa', 'squad', a folder with train.json and dev.json, "
             "or the path of a SQuAD-format JSON file"
         )
     if split is not None:
@@ -275,7 +287,7 @@ def _file_in(folder: Path, split: Split | None) -> Path:
         if os.path.isfile(folder / name):
             return folder / name
     raise DataError(
-        f"{_short(str(folder), 300)}: holds no {' or '.join(names)}; put the file there"
+        f"{short(str(folder), 300)}: holds no {' or '.join(names)}; put the file there"
         + (", or unset QA_DATA_DIR to use the Hub's copy" if folder.name == "squad" else "")
     )
 

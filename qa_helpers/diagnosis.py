@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qa_helpers.data import ASSETS, DataError, fingerprint
+from qa_helpers.data import ASSETS, fingerprint
 from qa_helpers.evaluation import contained, exact_match, f1, string_equality
 from qa_helpers.files import read_json
+from qa_helpers.rows import DataError, given_answers, matched, row_id
 
 # ---- the metric, step by step ----------------------------------------------------------------------------------
 # An article between white space, and the white space after it. The official metric also takes "the" out of "the-cat",
@@ -50,9 +51,9 @@ def metric_ladder(predictions: Iterable[str], answers: Iterable[Sequence[str]]) 
     articles" are the answers that a comparison of strings calls wrong for an article, and at most for case besides.
 
     Raises:
-        ValueError: if there are not as many predictions as lists of answers.
+        DataError: if there are not as many predictions as lists of answers.
     """
-    counts = Counter(ladder_step(*pair) for pair in zip(predictions, answers, strict=True))
+    counts = Counter(ladder_step(*pair) for pair in matched(predictions, answers))
     return {step: counts[step] for step in (*LADDER, REST)}
 
 
@@ -78,36 +79,40 @@ def human_ceiling(rows: Iterable[dict[str, Any]]) -> Agreement:
         rows: questions with `id` and `answers`; those with a single answer are passed over.
 
     Raises:
-        ValueError: if no question has two answers.
+        DataError: if no question has two answers, or one has none.
     """
     rows = list(rows)
-    return _without_one(rows, [row["answers"]["text"] for row in rows])
+    return _without_one(rows, [_given(row, place) for place, row in enumerate(rows)])
 
 
 def score_without_one(predictions: Iterable[str], rows: Iterable[dict[str, Any]]) -> Agreement:
     """A model's score by the rule of `human_ceiling`: against all given answers but one, averaged over which one.
 
     Raises:
-        ValueError: if no question has two answers, or there are not as many predictions as rows.
+        DataError: if no question has two answers, one has none, or there are not as many predictions as rows.
     """
     rows = list(rows)
-    texts = [[text] * len(row["answers"]["text"]) for text, row in zip(predictions, rows, strict=True)]
+    texts = [[text] * len(_given(row, place)) for place, (text, row) in enumerate(matched(predictions, rows))]
     return _without_one(rows, texts)
+
+
+def _given(row: dict[str, Any], place: int) -> list[str]:
+    return given_answers(row, f"question '{row_id(row, place)}'")
 
 
 def _without_one(rows: Sequence[dict[str, Any]], guesses: Sequence[Sequence[str]]) -> Agreement:
     """Scores of each row's guesses, the i-th against all given answers but the i-th."""
     ids, em, word_overlap = [], [], []
-    for row, texts in zip(rows, guesses, strict=True):
-        given = row["answers"]["text"]
+    for place, (row, texts) in enumerate(zip(rows, guesses, strict=True)):
+        given = _given(row, place)
         if len(given) < 2:
             continue
         pairs = [(text, given[:i] + given[i + 1 :]) for i, text in enumerate(texts)]
-        ids.append(str(row["id"]))
+        ids.append(row_id(row, place))
         em.append(np.mean([exact_match(*pair) for pair in pairs]))
         word_overlap.append(np.mean([f1(*pair) for pair in pairs]))
     if not ids:
-        raise ValueError("no question has two answers to hold against each other")
+        raise DataError("no question has two answers to hold against each other")
     return Agreement(ids, np.array(em), np.array(word_overlap))
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from qa_helpers.features import MAX_LENGTH, STRIDE, Window, make_windows
 from qa_helpers.machine import autocast, evaluation_mode, progress_bar
+from qa_helpers.rows import DataError, check_rows, given_answers, matched, row_id
 
 MAX_ANSWER_TOKENS = 30  # the usual limit; SQuAD answers of the validation set have a median of 2 words
 BATCH_SIZE = 32  # windows a forward call; they are sorted by length first, so that hardly any padding is computed
@@ -155,9 +156,10 @@ def answer(
         progress: the progress bar's label.
 
     Raises:
-        DataError: if a question leaves no room for its passage.
+        DataError: if a row lacks a text or its answers are not in place (see `rows.check_rows`), or a question leaves
+            no room for its passage.
     """
-    rows = list(rows)
+    rows = check_rows(rows)
     windows = make_windows(rows, tokenizer, max_length, stride)
     found: list[list[tuple[float, int, int]]] = [[] for _ in rows]  # (score, first character, last character)
     totals: list[list[float]] = [[] for _ in rows]
@@ -176,11 +178,26 @@ def answer(
                 if score > -np.inf
             ]
     predictions = [
-        Prediction(str(row.get("id", i)), merge_spans(row["context"], found[i], totals[i], n_best))
+        Prediction(row_id(row, i), merge_spans(row["context"], found[i], totals[i], n_best))
         for i, row in enumerate(rows)
     ]
     labelled = bool(rows) and all(row.get("answers") for row in rows)
     return Answers(predictions, float(losses.mean()) if labelled else float("nan"))
+
+
+def out_of_reach(rows: Iterable[dict[str, Any]], tokenizer: Any) -> int:
+    """How many questions have no given answer that is a span of at most `MAX_ANSWER_TOKENS` tokens.
+
+    No answer of a model equals one that is given for these, but for what normalising takes away.
+    """
+    # No tokenizer makes more tokens of an answer than it has bytes.
+    long = [row for row in rows if min(len(text.encode()) for text in row["answers"]["text"]) >= MAX_ANSWER_TOKENS]
+    reached = {
+        window.question
+        for window in make_windows(long, tokenizer)
+        if any(span != (0, 0) and span[1] - span[0] < MAX_ANSWER_TOKENS for span in window.spans)
+    }
+    return len(long) - len(reached)
 
 
 def passage_mask(windows: Sequence[Window], chosen: Sequence[int], tokens: int) -> torch.Tensor:
@@ -311,13 +328,16 @@ def evaluate(predictions: Iterable[Prediction], rows: Iterable[dict[str, Any]]) 
     """Score predictions against the rows they answer, in the rows' order.
 
     Raises:
-        ValueError: if predictions and rows are not of the same questions.
+        DataError: if predictions and rows are not of the same questions, or a row gives no answer.
     """
     results = []
-    for prediction, row in zip(predictions, rows, strict=True):
-        if prediction.id != row["id"]:
-            raise ValueError(f"prediction of question '{prediction.id}' stands at question '{row['id']}'")
-        text, answers = prediction.text, row["answers"]["text"]
+    for place, (prediction, row) in enumerate(matched(predictions, rows)):
+        id = row_id(row, place)
+        if prediction.id != id:
+            raise DataError(
+                f"prediction of question '{prediction.id}' stands at question '{id}'; put both in the same order"
+            )
+        text, answers = prediction.text, given_answers(row, f"question '{id}'")
         results.append(
             Result(
                 id=prediction.id,

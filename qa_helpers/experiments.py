@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,6 +207,7 @@ def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
     reset_peak_memory()
     train_rows, eval_rows, indices = _load_rows(experiment)
     model, tokenizer = starting_point(experiment, home.parent)
+    _warn_of_long_answers(experiment, tokenizer, train_rows, eval_rows)
     rests_on = ancestors(experiment, home.parent)
     passages = list(dict.fromkeys(load_qa(experiment.data, "validation")["context"])) if experiment.retrieval else []
     before = retrieval_ranks(model, tokenizer, eval_rows, passages) if passages else []
@@ -250,6 +252,18 @@ def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:
         },
         strict=False,
     )
+
+
+def _warn_of_long_answers(experiment: Experiment, tokenizer: Any, train_rows: Any, eval_rows: Any) -> None:
+    """Say of how many questions no given answer is short enough to be found, if there are any."""
+    count = (evaluation if experiment.task == "span" else language_model).out_of_reach
+    train, evaluated = count(train_rows if experiment.epochs else [], tokenizer), count(eval_rows, tokenizer)
+    if train or evaluated:
+        warnings.warn(
+            f"{train} of {len(train_rows):,} training and {evaluated} of {len(eval_rows):,} evaluation questions have "
+            "only answers that are longer than a model may give, and cannot be answered right",
+            stacklevel=4,
+        )
 
 
 def _train(

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from qa_helpers import models, tuning
-from qa_helpers.data import DataError
 from qa_helpers.evaluation import Answers, Prediction, Span
 from qa_helpers.machine import evaluation_mode, has_native_bf16, progress_bar
 from qa_helpers.models import PACKAGED
+from qa_helpers.rows import DataError, check_rows, given_answers, row_id
 from qa_helpers.tuning import ModelError
 
 REQUEST = "{context}\n\nQuestion: {question}\nAnswer with a few words from the text above, nothing else."
@@ -150,9 +150,9 @@ def answer(
         progress: the progress bar's label.
 
     Raises:
-        DataError: if a passage is too long.
+        DataError: if a passage is too long, or a row lacks a text (see `rows.check_rows`).
     """
-    rows = list(rows)
+    rows = check_rows(rows)
     prompts = [prompt_tokens(tokenizer, row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
     predictions: list[Prediction | None] = [None] * len(rows)
@@ -163,7 +163,7 @@ def answer(
             for i, (text, log_probability) in zip(chosen, written, strict=True):
                 start = rows[i]["context"].find(text)
                 span = Span(text, start, log_probability, math.exp(log_probability))
-                predictions[i] = Prediction(str(rows[i].get("id", i)), [span])
+                predictions[i] = Prediction(row_id(rows[i], i), [span])
             bar.update(len(chosen))
     return Answers([p for p in predictions if p is not None], float("nan"))
 
@@ -204,15 +204,30 @@ def training_features(rows: Iterable[dict[str, Any]], tokenizer: Any) -> list[di
     The input is the prompt, the first given answer, and the end token; the labels are the same tokens, with the
     prompt's replaced by `IGNORED`, so that the loss is the answer's (and its end's) alone. As in the prompt, an answer
     that spells a control token is read as text.
+
+    Raises:
+        DataError: if a passage is too long, or a row lacks a text or has no answer.
     """
     features = []
-    for row in rows:
+    for place, row in enumerate(check_rows(rows)):
         prompt = prompt_tokens(tokenizer, row)
-        answer_text = row["answers"]["text"][0]
-        reply = tokenizer.encode(answer_text, add_special_tokens=False, split_special_tokens=True)
-        reply.append(tokenizer.eos_token_id)
+        answer_text = given_answers(row, f"question '{row_id(row, place)}'")[0]
+        reply = [*_answer_tokens(tokenizer, answer_text), tokenizer.eos_token_id]
         features.append({"input_ids": prompt + reply, "labels": [IGNORED] * len(prompt) + reply})
     return features
+
+
+def _answer_tokens(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return ids
+
+
+def out_of_reach(rows: Iterable[dict[str, Any]], tokenizer: Any) -> int:
+    """How many questions have no given answer that `MAX_NEW_TOKENS` tokens, the end token among them, can write."""
+    long = [row for row in rows if min(len(text.encode()) for text in row["answers"]["text"]) >= MAX_NEW_TOKENS]
+    return sum(
+        min(len(_answer_tokens(tokenizer, text)) for text in row["answers"]["text"]) >= MAX_NEW_TOKENS for row in long
+    )
 
 
 @dataclass(frozen=True)

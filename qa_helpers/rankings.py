@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qa_helpers.files import CourseError, user_path
+from qa_helpers.files import CourseError, half_character, other_kind, user_path
 
 Choice = Literal["first", "second", "tie", "skip", "undo"]
 LOCK_SECONDS = 5  # how long to wait while another process writes its line
@@ -91,8 +91,10 @@ def read_history(path: Path | str) -> list[Ranking]:
     except (OSError, ValueError) as problem:  # ValueError: a null character in the path
         reason = getattr(problem, "strerror", None) or problem
         raise RankingError(f"{path}: cannot be read: {reason}") from None
-    whole, tail = _split(content)
-    lines = [*whole.removeprefix(b"\xef\xbb\xbf").split(b"\n"), tail]
+    if words := other_kind(content):
+        raise RankingError(f"{path}: {words}")
+    whole, tail = _split(content.removeprefix(b"\xef\xbb\xbf"))
+    lines = [*whole.split(b"\n"), tail]
     return [_parse(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -102,17 +104,22 @@ def _parse(line: bytes, place: str) -> Ranking:
     except ValidationError as problem:
         first = problem.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(step) for step in first["loc"])
-        raise RankingError(f"{place}: {field + ': ' if field else ''}{first['msg']}") from None
+        where, what = (f"{field}: ", "") if field else ("", "; a line holds one choice, a JSON object")
+        raise RankingError(f"{place}: {where}{first['msg']}{what}") from None
 
 
 def _split(content: bytes) -> tuple[bytes, bytes]:
-    """The content up to its last line end, and what follows if it is a whole JSON value: else a crash left it."""
+    """The content up to its last line end, and what follows, without the beginning of a choice that a crash left.
+
+    Anything else that follows is somebody's, and stays in the file.
+    """
     end = content.rfind(b"\n") + 1
     tail = content[end:]
-    try:
-        json.loads(tail)
-    except (ValueError, RecursionError):  # ValueError: also of bytes that are not UTF-8
-        tail = b""
+    if tail[:1] in (b"{", b"\0"):  # a system that went down may leave zeros of what was being written
+        try:
+            json.loads(tail)
+        except (ValueError, RecursionError):  # ValueError: also of bytes that are not UTF-8
+            tail = b""
     return content[:end], tail
 
 
@@ -207,6 +214,8 @@ class RankingSession:
         self.path, self.user, self.seed = Path(path), user.strip(), seed
         if not 0 < len(self.user) <= 200:
             raise RankingError("say who ranks: a name of 1 to 200 characters")
+        if problem := half_character(self.user):
+            raise RankingError(f"the name of who ranks {problem}; remove it")
         twice = [id for id, count in Counter(pair.id for pair in pairs).items() if count > 1]
         if twice:
             raise RankingError(f"the pair '{twice[0]}' stands twice in the list; give each an id of its own")

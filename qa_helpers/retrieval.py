@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qa_helpers.machine import autocast, evaluation_mode, progress_bar
+from qa_helpers.rows import DataError, check_rows, check_text, row_id
 
 MAX_TOKENS = 256  # the rest of a longer text is cut off, as MiniLM's publishers do
 BATCH_SIZE = 32  # texts a forward call; they are sorted by length first
@@ -25,7 +26,15 @@ def encoder(model: nn.Module) -> nn.Module:
 
 @torch.inference_mode()
 def embed(model: nn.Module, tokenizer: Any, texts: Sequence[str], progress: str = "reading") -> torch.Tensor:
-    """Embeddings of texts, (texts, hidden size), each of length one, float32 on the CPU."""
+    """Embeddings of texts, (texts, hidden size), each of length one, float32 on the CPU.
+
+    Raises:
+        DataError: if there are no texts, or one of them is no text.
+    """
+    if not texts:
+        raise DataError("there are no texts to embed; give one or more")
+    for place, text in enumerate(texts):
+        check_text(text, f"text {place}")
     device = next(model.parameters()).device
     network = encoder(model)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
@@ -70,13 +79,14 @@ def retrieval_ranks(
     """How each question ranks its own passage among `passages`, see `ranks`.
 
     Raises:
-        ValueError: if a question's passage is not among them.
+        DataError: if a question's passage is not among them, there are no questions, or a row lacks a text.
     """
-    rows = list(rows)
+    rows = check_rows(rows)
     place = {passage: i for i, passage in enumerate(passages)}
-    missing = next((row["id"] for row in rows if row["context"] not in place), None)
+    missing = next((i for i, row in enumerate(rows) if row["context"] not in place), None)
     if missing is not None:
-        raise ValueError(f"the passage of question '{missing}' is not among the passages to choose from")
+        id = row_id(rows[missing], missing)
+        raise DataError(f"the passage of question '{id}' is not among the passages to choose from; add it")
     questions = embed(model, tokenizer, [row["question"] for row in rows], "reading questions")
     return ranks(
         questions, embed(model, tokenizer, passages, "reading passages"), [place[row["context"]] for row in rows]

@@ -1,6 +1,7 @@
 """Data: whole files are read, broken ones refused with one sentence that names the place; sampling; no network."""
 
 import copy
+import gzip
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from any_json import JSON, mutated, nodes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qa_helpers import files, machine
 from qa_helpers.data import ASSETS, DataError, find_file, fingerprint, load_qa, read_squad_file, sample_indices
 
 CONTEXT = "The Arizona Cardinals beat the 😀 team — 49 to 15."
@@ -106,8 +108,41 @@ FAULTS = {  # what is wrong: (how it comes about, what the message must say)
     ),
     "SQuAD 2.0's unanswerable question": (
         lambda f: qa(f).update(answers=[], is_impossible=True),
-        (f"{QA} answers: ", "at least 1 item"),
+        (f"{QA} answers: ", "has no answer, as some of SQuAD 2.0's", "leave such questions out"),
     ),
+    "SQuAD 2.0's question with a plausible answer": (
+        lambda f: qa(f).update(is_impossible=True),
+        (f"{QA} is_impossible: ", "SQuAD 2.0", "leave such questions out"),
+    ),
+    "answer of white space": (
+        lambda f: an_answer(f).update(text=" ", answer_start=CONTEXT.index(" ")),
+        ("article 'Bowl', question 'q2'", "the answer ' ' holds nothing that can be seen"),
+    ),
+    "question of white space": (lambda f: qa(f).update(question=" \u200b"), ("'q2'", "the question is empty")),
+    "a space that only looks like the answer's": (
+        lambda f: paragraph(f).update(context=CONTEXT.replace("49 to", "49\u00a0to")),
+        ("question 'q2'", r"points at '49\xa0to 15'", "U+00A0 NO-BREAK SPACE there, U+0020 SPACE in the answer"),
+    ),
+    "a soft hyphen in the context": (
+        lambda f: paragraph(f).update(context=CONTEXT.replace("49 to", "4\u00ad9 to")),
+        ("question 'q2'", "U+00AD SOFT HYPHEN there, U+0039 DIGIT NINE in the answer", "copy the answer"),
+    ),
+    "a decomposed accent in the answer": (
+        lambda f: [
+            paragraph(f).update(context=CONTEXT + " Zoë"),
+            an_answer(f).update(text="Zoe\u0308", answer_start=len(CONTEXT) + 1),
+        ],
+        ("question 'q2'", "the answer is written with decomposed accents (U+00EB", "unicodedata.normalize('NFC'"),
+    ),
+    "a decomposed accent in the context": (
+        lambda f: [
+            paragraph(f).update(context=CONTEXT + " Zoe\u0308"),
+            an_answer(f).update(text="Zoë", answer_start=len(CONTEXT) + 1),
+        ],
+        ("question 'q2'", "the context is written with decomposed accents"),
+    ),
+    "flat rows": (lambda f: f.update(data=[ROW]), ("data[0] is a flat row", '{"data": [{"title", "paragraphs"')),
+    "a flat row among articles": (lambda f: f["data"].append(ROW), ("data[2] is a flat row",)),
     "answer a string": (lambda f: qa(f).update(answers=["49"]), (f"{QA} answers[0]: ", "dictionary")),
     "answer's text missing": (lambda f: an_answer(f).pop("text"), (f"{QA} answers[0] text: Field required",)),
     "answer's text null": (lambda f: an_answer(f).update(text=None), (f"{QA} answers[0] text: ", "string")),
@@ -164,7 +199,10 @@ BROKEN_CONTENTS = {
     "empty": (b"", ("not valid JSON",)),
     "UTF-16": (json.dumps(valid(), ensure_ascii=False).encode("utf-16"), ("not UTF-8",)),
     "Latin-1": (json.dumps(valid(), ensure_ascii=False).encode("latin-1", "ignore"), ("not UTF-8",)),
-    "a list": ([valid()], ("the file: ", "dictionary")),
+    "a list": ([valid()], ("holds a list at its top; write it as", '{"data": [{"title", "paragraphs"')),
+    "flat rows in a list": ([ROW, ROW], ("holds a list at its top; write it as", '{"data": [{"title"')),
+    "JSON Lines": (f"{json.dumps(ROW)}\n{json.dumps(ROW)}\n".encode(), ("seems to be JSON Lines", "line 2", '{"data"')),
+    "gzip": (gzip.compress(json.dumps(valid()).encode()), ("is compressed with gzip; unpack it first",)),
     "a string": ("data", ("the file: ", "dictionary")),
     "null": (None, ("the file: ", "dictionary")),
     "NaN as an offset": (json.dumps(valid()).replace("12}", "NaN}").encode(), ("NaN",)),
@@ -178,6 +216,60 @@ BROKEN_CONTENTS = {
 @pytest.mark.parametrize(("content", "words"), BROKEN_CONTENTS.values(), ids=BROKEN_CONTENTS)
 def test_a_file_of_another_kind_gives_one_sentence(tmp_path, content, words):
     assert_refused(write(tmp_path, content), words)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    path = write(tmp_path, valid())
+    with open(path, "r+b") as file:
+        file.truncate(files.MOST_BYTES + 1)  # takes no space on the disk
+    monkeypatch.setattr(files.json, "loads", lambda *_args, **_options: pytest.fail("it was read"))
+    assert_refused(path, ("has 300 MB, more than the 300 MB that are read at most; use a part",))
+
+
+MEASURE = """
+import sys
+from qa_helpers.data import load_qa
+from qa_helpers.machine import peak_memory_mib, reset_peak_memory
+
+load_qa()  # what the libraries take
+reset_peak_memory()
+before = peak_memory_mib()
+count = len(load_qa(sys.argv[1]))
+print(count, peak_memory_mib() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak can be reset on Linux only")
+def test_memory_grows_with_the_file_by_less_than_ten_times_its_size(tmp_path):
+    words = [f"word{number}" for number in range(100)]
+    context, questions = " ".join(words), 0
+    data = []
+    for number in range(200):
+        qas = []
+        for place in range(100):
+            answer = {"text": words[place], "answer_start": context.index(words[place])}
+            qas.append({"id": f"{number}-{place}-{'x' * 20}", "question": "Which word? " * 5, "answers": [answer]})
+        questions += len(qas)
+        sections = [{"context": f"{context} {number} {part}", "qas": qas[part::20]} for part in range(20)]
+        data.append({"title": f"Article {number}", "paragraphs": sections})
+    path = write(tmp_path, {"data": data})
+    program = [sys.executable, "-c", MEASURE, str(path)]
+    count, mib = subprocess.run(program, capture_output=True, text=True, timeout=300, check=True).stdout.split()
+    assert int(count) == questions == 20_000
+    assert float(mib) * 2**20 < 10 * path.stat().st_size
+
+
+def test_a_slow_file_shows_how_far_it_is(tmp_path, monkeypatch):
+    bars = []
+
+    def bar(items, **options):
+        bars.append((len(items), options["unit"], options["delay"]))
+        return items
+
+    monkeypatch.setattr(machine, "progress_bar", bar)
+    assert len(load_qa(str(write(tmp_path, valid())))) == 3
+    assert bars == [(2, "article", 1), (1, "part", 1)]
 
 
 def test_a_folder_instead_of_a_file_gives_one_sentence(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torchmetrics.functional.text import squad
 
 from qa_helpers import evaluation, features, machine
-from qa_helpers.data import load_qa
+from qa_helpers.data import DataError, load_qa
 from qa_helpers.evaluation import (
     CATEGORIES,
     Prediction,
@@ -166,10 +166,12 @@ def test_predictions_of_other_questions_are_refused(course):
     rows = course[:2]
     predictions = [Prediction(row["id"], []) for row in rows]
     assert [result.category for result in evaluate(predictions, rows)] == ["empty", "empty"]
-    with pytest.raises(ValueError, match="stands at question"):
+    with pytest.raises(DataError, match=r"stands at question .*; put both in the same order"):
         evaluate(predictions[::-1], rows)
-    with pytest.raises(ValueError, match="argument 2 is longer"):
+    with pytest.raises(DataError, match=r"^1 predictions were given for 2 questions; give one for each, in order$"):
         evaluate(predictions[:1], rows)
+    with pytest.raises(DataError, match=r"^3 predictions were given for 2 questions"):
+        evaluate([*predictions, predictions[0]], rows)
 
 
 # ---- the span search against a plain double loop ----------------------------------------------------------------

@@ -1,6 +1,9 @@
 """Files: what is not readable JSON gives one sentence, and what is written is there whole or not at all."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import random
 import signal
@@ -13,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qa_helpers import files
 from qa_helpers.files import CourseError, project_folder, read_json, write_atomically
 
 NO_JSON = {
@@ -28,6 +32,15 @@ NO_JSON = {
     "nested 100,000 deep": (b"[" * 100_000 + b"]" * 100_000, ("nested too deeply",)),
     "a lone surrogate": (rb'["before \ud83d"]', (r"half a character, \ud83d", "before")),
     "a lone surrogate as a key": (rb'{"\uDE00": 1}', (r"half a character, \ude00",)),
+    "a lone surrogate in a long text": (rb'["' + b"x" * 90 + rb'\ud83d"]', ("after 'xxxxxxxxxx",)),
+    "JSON Lines": (b'{"a": 1}\n{"a": 2}\n', ("seems to be JSON Lines", "line 2 begins another", "one JSON value")),
+    "gzip": (gzip.compress(b"{}"), ("is compressed with gzip; unpack it first",)),
+    "bzip2": (bz2.compress(b"{}"), ("is compressed with bzip2",)),
+    "xz": (lzma.compress(b"{}"), ("is compressed with xz",)),
+    "zip": (b"PK\x03\x04\x14\x00", ("is a zip archive; unpack it first",)),
+    "Parquet": (b"PAR1\x15\x04\x15", ("is a Parquet table; save what it holds as JSON",)),
+    "a web page": (b"<!DOCTYPE html>\n<html>", ("seems to be a web page; download the file itself",)),
+    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", ("git lfs pull",)),
     "a control character": (b'["a\nb"]', ("line 1, column 4", "control character")),
 }
 
@@ -171,3 +184,13 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
 
 def test_the_project_folder_is_the_checkout():
     assert (project_folder() / "pyproject.toml").is_file()
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "large.json"
+    path.write_bytes(b"[1, 2]")
+    monkeypatch.setattr(files, "MOST_BYTES", 6)
+    assert read_json(path) == [1, 2]
+    monkeypatch.setattr(files, "MOST_BYTES", 5)
+    with pytest.raises(CourseError, match="more than the 0 MB that are read at most; use a part"):
+        read_json(path)

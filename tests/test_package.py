@@ -19,6 +19,7 @@ ORDER = [
     "files",
     "first_cell",
     "machine",
+    "rows",
     "data",
     "cloze",
     "tuning",

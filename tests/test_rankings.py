@@ -1,6 +1,7 @@
 """Rankings: real files, full disks, crashes in the middle of a line, and two users."""
 
 import errno
+import gzip
 import json
 import math
 import os
@@ -100,7 +101,7 @@ def test_any_bytes_are_read_or_refused_in_one_sentence(
     path = tmp_path_factory.mktemp("rankings") / "file.jsonl"
     path.write_bytes(content)
     found = read_or_sentence(path)
-    assert found == [] or (str(found).startswith(f"{path}: line ") and "\n" not in str(found))
+    assert found == [] or (str(found).startswith(f"{path}: ") and "\n" not in str(found))
 
 
 @given(data=st.data())
@@ -156,6 +157,28 @@ def test_the_half_line_of_a_crash_is_passed_over_and_the_next_choice_takes_its_p
     append_ranking(path, ranking("q2"))
     assert [one.id for one in read_rankings(path)] == ["q0", "q2"]
     assert len(path.read_bytes().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(b"choices"), "is compressed with gzip; unpack it first"),
+        (b"notes of mine, without a line end", "line 1: Invalid JSON.*; a line holds one choice, a JSON object"),
+        (b"[]", "line 1: .*; a line holds one choice, a JSON object"),
+        (b'[\n{"id": "q0"}\n]\n', "line 1: .*; a line holds one choice, a JSON object"),
+    ],
+)
+def test_somebody_elses_file_is_refused_and_kept(path: Path, content: bytes, words: str) -> None:
+    path.write_bytes(content)
+    with pytest.raises(RankingError, match=f"^{path}: {words}$"):
+        RankingSession(PAIRS, path, "ada")
+    append_ranking(path, ranking())
+    assert path.read_bytes().startswith(content)
+
+
+def test_a_name_with_half_a_character_is_refused(path: Path) -> None:
+    with pytest.raises(RankingError, match="the name of who ranks holds half a character"):
+        RankingSession(PAIRS, path, "ad\ud83d")
 
 
 # ---- a full disk -----------------------------------------------------------------------------------------------

@@ -81,7 +81,11 @@ def test_the_strip_holds_the_models_own_probabilities(model: nn.Module, tokenize
         (QUESTION, " \n\t", "the passage is empty: type or pick one"),
         ("why " * 400, PASSAGE, "shorten it"),
         ("x" * 50_000, PASSAGE, "the question has 50,000 characters: shorten it"),
-        (QUESTION, "\u200b\x00", "the passage holds nothing that the model can read"),
+        ("\u200b", PASSAGE, "the question is empty: type or pick one"),
+        (QUESTION, "\u200b\x00", "the passage is empty: type or pick one"),
+        (QUESTION, "\ue000", "the passage holds nothing that the model can read"),
+        ("Where \ud83d?", PASSAGE, "the question holds half a character, .*; remove it"),
+        (QUESTION, "Here \ud83d.", "the passage holds half a character, .*; remove it"),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_one_sentence(
@@ -134,6 +138,12 @@ def test_any_text_is_answered_as_text_or_refused(
     tags = {"div", "p", "b", "mark", "sup", "span", "table", "caption", "thead", "tbody", "tr", "th", "td"}
     assert set(re.findall(r"<(\w+)", shown)) <= tags
     assert "⚠" in shown or "Best answers" in shown
+
+
+def test_half_a_character_is_said_and_can_be_sent_to_a_browser(model: nn.Module, tokenizer: Any) -> None:
+    widget = Playground({"one": (model, tokenizer)}, {"it": ("Where \ud83d?", "Here \ud83d.")})
+    assert "holds half a character" in words(widget.to_html())
+    assert widget.to_html().encode()
 
 
 def test_text_is_escaped(model: nn.Module, tokenizer: Any) -> None:

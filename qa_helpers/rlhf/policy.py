@@ -22,6 +22,7 @@ from torch import nn
 from qa_helpers.evaluation import MAX_ANSWER_TOKENS
 from qa_helpers.features import Window, make_windows
 from qa_helpers.machine import autocast
+from qa_helpers.rows import check_rows
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ def one_window(rows: Iterable[dict[str, Any]], tokenizer: Any) -> tuple[list[Que
     """The questions whose passage fits one window, in their order, and how many are left out.
 
     Raises:
-        DataError: if a question leaves no room for its passage.
+        DataError: if a row lacks a text or its answers are not in place (see `rows.check_rows`), or a question leaves
+            no room for its passage.
     """
-    rows = list(rows)
+    rows = check_rows(rows)
     windows = make_windows(rows, tokenizer)
     counts = [0] * len(rows)
     for window in windows:

@@ -14,6 +14,7 @@ import torch
 
 from qa_helpers.evaluation import MAX_ANSWER_TOKENS, f1
 from qa_helpers.rlhf.policy import Question, sample, to_action, to_span
+from qa_helpers.rows import given_answers
 
 MARGIN = 0.2  # of agreement: a word more or less in a long answer is no preference
 MOST_PAIRS = 12  # of one question: one with many candidates that differ is not to outweigh the others
@@ -74,7 +75,7 @@ def policy_candidates(
     for i, question in enumerate(questions):
         top = log_p[i].topk(min(best, int((~log_p[i].isneginf()).sum()))).indices
         drawn = [sample(p[i : i + 1], n, generator)[0] if n else top[:0] for p, n in ((log_p, samples), (even, random))]
-        answers = question.row["answers"]["text"]
+        answers = given_answers(question.row, f"question {i}")
         candidates: dict[int, Candidate] = {}
         for source, actions in zip(("best", "sample", "random"), (top, *drawn), strict=True):
             for action in actions.tolist():
@@ -90,8 +91,8 @@ def human_candidates(questions: Sequence[Question]) -> list[list[Candidate]]:
     The weak variant: a reward model trained on these has seen good answers only.
     """
     found = []
-    for question in questions:
-        answers = question.row["answers"]["text"]
+    for number, question in enumerate(questions):
+        answers = given_answers(question.row, f"question {number}")
         candidates: dict[int, Candidate] = {}
         for place, action in enumerate(answer_actions(question)):
             others = answers[:place] + answers[place + 1 :]

@@ -16,13 +16,14 @@ import numpy as np
 from torch import nn
 
 from qa_helpers import models
-from qa_helpers.data import DataError, load_qa
+from qa_helpers.data import load_qa
 from qa_helpers.evaluation import Span, best_spans, merge_spans, passage_mask, window_logits
 from qa_helpers.experiments import load_trained, runs_folder
 from qa_helpers.features import Window, make_windows
 from qa_helpers.files import CourseError
 from qa_helpers.machine import default_device
 from qa_helpers.records import RecordError, read_experiment
+from qa_helpers.rows import DataError, check_text, is_blank
 from qa_helpers.widgets.look import Mark, Shown, block, button, labelled, paragraph, passage, problem, table
 
 MOST_CHARACTERS = 30_000  # of a passage, before it is cut into tokens
@@ -78,8 +79,9 @@ def ask(model: nn.Module, tokenizer: Any, question: str, context: str, n_best: i
         CourseError: if the passage or the question is empty, the question too long, or no token is the model's.
     """
     for name, text in (("passage", context), ("question", question)):
-        if not text.strip():
+        if is_blank(text):
             raise DataError(f"the {name} is empty: type or pick one")
+        check_text(text, f"the {name}")
     if len(question) > MOST_CHARACTERS:
         raise DataError(f"the question has {len(question):,} characters: shorten it")
     read = cut(context, tokenizer)
@@ -276,7 +278,8 @@ class Playground(Shown):
             self.pick.value = OWN
         chosen = [name for name in (self.first.value, self.second.value) if name not in (None, NONE)]
         parts = [self._asked(name, question, context) for name in dict.fromkeys(chosen)]
-        asked = paragraph(f"Question: {_short(question)}", "qa-text")
+        shown = _short(question).encode("utf-8", "replace").decode()  # half a character cannot be sent to a browser
+        asked = paragraph(f"Question: {shown}", "qa-text")
         self.output.value = block(asked, f'<div class="qa-columns">{"".join(dict.fromkeys(parts))}</div>')
 
     def _asked(self, name: str, question: str, context: str) -> str:
