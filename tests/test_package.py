@@ -33,6 +33,7 @@ ORDER = [
     "scaling",
     "diagnosis",
     "records",
+    "counts",
     "scales",
     "ideas",
     "lineage",
