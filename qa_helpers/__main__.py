@@ -1,4 +1,6 @@
-"""The command line: python -m qa_helpers check | run | sweep | rerun | chain | report | notebooks, each with --help.
+"""The command line: python -m qa_helpers check | run | sweep | rerun | chain | report | counts | notebooks.
+
+Each has its --help.
 
 Exit codes: 0 done and as expected; 1 done, but something is missing, off or failed; 2 bad input, or a file that cannot
 be written, said in one sentence; 130 stopped by Ctrl-C; 141 whoever read the output, such as `head`, wants no more.
@@ -103,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     three.add_argument("records", nargs="+", metavar="RECORD", type=user_path)
     three.add_argument("--picture", type=user_path, help="also draw EM with intervals, a PNG file")
     three.add_argument("--into", type=user_path, help="replace the table between this file's report marks instead")
+    counted = add("counts", counts, "Count recorded answers as the homework's report may have; writes a file.")
+    counted.add_argument("records", nargs="+", metavar="RECORD", type=user_path)
+    counted.add_argument("--data", default="squad", help="the validation set that they were asked (default: squad)")
+    counted.add_argument("--folder", type=user_path, help="where to write (default: the package's assets)")
     commands.add_parser("notebooks", help="Execute notebooks and write an HTML copy of each (see notebooks --help).")
     return parser
 
@@ -230,6 +236,17 @@ def report(options: argparse.Namespace) -> int:
         replace_report(options.into, text)
     else:
         print(text)
+    return 0
+
+
+def counts(options: argparse.Namespace) -> int:
+    """Count recorded answers in every way that forgives no article, and write the counts to a file."""
+    from qa_helpers.counts import count_records, write_counts
+    from qa_helpers.data import ASSETS
+    from qa_helpers.records import read_record
+
+    counted = count_records({path.stem: read_record(path) for path in options.records}, options.data)
+    print(f"{len(counted.runs)} runs counted: {write_counts(counted, options.data, options.folder or ASSETS)}")
     return 0
 
 

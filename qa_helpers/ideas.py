@@ -86,8 +86,8 @@ def trained_on(run: Run, records: Mapping[str, Run]) -> float:
 class Confirmation:
     """An idea tried with every seed, each paired with the run of that seed without it.
 
-    Neither interval holds for other seeds *and* other questions at once, nor for the best or the worst of several
-    ideas, which has been lucky or unlucky besides.
+    Neither interval holds for other seeds *and* other questions at once. Those over seeds hold for all ideas at once,
+    those over questions for each by itself.
     """
 
     idea: str
@@ -132,7 +132,8 @@ def confirmations(
         return []
     scores = {which: pair.mean(axis=2) for which, pair in columns.items()}  # (seed, without or with)
     without = next(iter(scores.values()))[:, 0]
-    over_seeds = gains_over_blocks(without.tolist(), {which: pair[:, 1].tolist() for which, pair in scores.items()})
+    treated = {which: pair[:, 1].tolist() for which, pair in scores.items()}
+    over_seeds = gains_over_blocks(without.tolist(), treated, together=True)
     found = [
         Confirmation(
             which,

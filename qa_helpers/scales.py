@@ -199,6 +199,22 @@ def replay(number: Literal[1, 2], seed: int = 0, warm: bool = False, scale: Scal
     )
 
 
+def from_experiment2(seed: int = 0) -> Experiment:
+    """Experiment 1 at class scale from where experiment 2 ended: what a kernel does whose cells ran in another order.
+
+    Asked fewer questions than the other starts: it is there for its loss.
+    """
+    start, few = replay(2, seed), ("random-500", "first-500", "first-200")
+    cold = replay(1, seed)
+    return cold.model_copy(
+        update={
+            "name": f"class-warm1-from-experiment2-{cold.train_size}-seed{seed}",
+            "start_from": start.name,
+            "evaluations": {name: cold.evaluations[name] for name in few},
+        }
+    )
+
+
 SEEDS = (0, 1, 2)
 SMALL_SIZES = (250, 500, 1_000)  # beside those of experiments 1 and 2: each is the beginning of the next larger one
 
@@ -281,7 +297,8 @@ def _replays() -> list[Experiment]:
     cold = [replay(number, seed) for number in (1, 2) for seed in SEEDS]
     cold += [at_size(size, seed) for size in SMALL_SIZES for seed in SEEDS]
     live = [replay(1, scale=quick), replay(2, scale=quick), replay(1, warm=True, scale=quick)]
-    return live + cold + [replay(1, seed, warm=True) for seed in SEEDS]
+    warm = [replay(1, seed, warm=True) for seed in SEEDS] + [from_experiment2(seed) for seed in SEEDS]
+    return live + cold + warm
 
 
 def _ideas() -> list[Experiment]:

@@ -86,7 +86,7 @@ def test_an_idea_is_confirmed_over_all_its_seeds(confirmed_runs):
     assert better.gains == (50.0, 50.0, 25.0)
     assert idle.gains == (0.0, 25.0, -25.0)
     base, cosine = [50, 25, 50], [100, 75, 75]
-    assert better.by_seeds == gains_over_blocks(base, {"idle": [50, 50, 25], "better": cosine})["better"]
+    assert better.by_seeds == gains_over_blocks(base, {"idle": [50, 50, 25], "better": cosine}, True)["better"]
     each = {"without": [0, 0, 200 / 3, 100], "with": [100, 100 / 3, 100, 100]}  # a question each, mean of the seeds
     assert better.by_questions == pytest.approx(paired_difference(each["without"], each["with"]))
     assert confirmations(confirmed_runs, 5_000, "few")[0].gains == (100.0, 50.0, 50.0)
@@ -101,6 +101,15 @@ def test_seeds_that_were_asked_other_questions_are_refused(confirmed_runs):
     confirmed_runs[name] = run.model_copy(update={"questions": turned})
     with pytest.raises(RecordError, match="'batch-8' on 5,000 questions were not asked the same questions"):
         confirmations(confirmed_runs, 5_000, "all")
+
+
+def test_of_eight_recorded_ideas_only_the_two_learning_rates_are_told_to_be_worse():
+    """Three runs each tell a gain to 0.80 points where eight are looked at together, not to 0.57 as for one alone."""
+    confirmed = confirmations(load_records("class-*"), 5_000, "all")
+    verdicts = {one.idea: one.verdict for one in confirmed}
+    assert len(verdicts) == 8
+    assert {name for name, verdict in verdicts.items() if verdict != "not told apart"} == {"lr-half", "lr-double"}
+    assert {round(one.by_seeds.high - one.by_seeds.value, 2) for one in confirmed} == {0.80}
 
 
 @pytest.mark.parametrize(

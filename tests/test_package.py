@@ -34,6 +34,7 @@ ORDER = [
     "scaling",
     "diagnosis",
     "records",
+    "counts",
     "scales",
     "ideas",
     "lineage",

@@ -22,6 +22,7 @@ from qa_helpers.scales import (
     at_size,
     cloze,
     current_scale,
+    from_experiment2,
     idea,
     language_model,
     method,
@@ -146,6 +147,18 @@ def test_a_replay_is_what_the_report_says_and_otherwise_the_baseline(number):
     for one in (cold, warm):
         assert one.model_dump(exclude=changed) == baseline.model_dump(exclude=changed)
     assert warm.model_dump(exclude={"name", "start_from"}) == cold.model_dump(exclude={"name", "start_from"})
+
+
+def test_experiment_1_can_start_where_experiment_2_ended():
+    for seed in SEEDS:
+        cold, warm = replay(1, seed), from_experiment2(seed)
+        assert warm.name == f"class-warm1-from-experiment2-2000-seed{seed}"
+        assert warm.start_from == replay(2, seed).name == f"class-experiment2-5000-seed{seed}"
+        changed = {"name", "start_from", "evaluations"}
+        assert warm.model_dump(exclude=changed) == cold.model_dump(exclude=changed)
+        assert list(warm.evaluations) == ["random-500", "first-500", "first-200"]
+        assert all(cold.evaluations[name] == asked for name, asked in warm.evaluations.items())
+        assert named_experiments()[warm.name] == warm
 
 
 def test_a_language_model_is_asked_as_it_comes_or_fine_tuned_with_lora():

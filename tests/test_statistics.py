@@ -347,6 +347,30 @@ def test_scores_that_never_scatter_do_not_tell_how_others_would():
     }
 
 
+@pytest.mark.parametrize(("blocks", "rows"), [(3, 8), (5, 2), (2, 1)])
+def test_gains_of_many_treatments_hold_at_once_in_95_of_100_cases(blocks, rows):
+    random = np.random.default_rng(0)
+    cases = 2_000
+    covered = 0
+    for _ in range(cases):
+        base, *others = random.normal(0, 1, (rows + 1, blocks)).tolist()
+        found = gains_over_blocks(base, {str(place): one for place, one in enumerate(others)}, together=True)
+        covered += all(interval.low <= 0 <= interval.high for interval in found.values())
+    assert 0.935 < covered / cases < 0.965
+
+
+def test_gains_that_hold_at_once_are_as_far_as_dunnetts_table_says():
+    """Dunnett 1964, two-sided, 5 %; for a single treatment it is Student's t."""
+    random = np.random.default_rng(0)
+    for treatments, blocks, quantile in ((1, 5, stats.t.ppf(0.975, 4)), (2, 6, 2.57), (4, 6, 2.65)):
+        base, *others = random.normal(0, 1, (treatments + 1, blocks)).tolist()
+        named = {str(place): one for place, one in enumerate(others)}
+        alone, together = (gains_over_blocks(base, named, both)["0"] for both in (False, True))
+        freedom = treatments * (blocks - 1)
+        wider = (together.high - together.low) / (alone.high - alone.low)
+        assert wider * stats.t.ppf(0.975, freedom) == pytest.approx(quantile, abs=0.006)
+
+
 def test_gains_cover_the_truth_in_95_of_100_cases_though_they_share_a_base():
     random = np.random.default_rng(0)
     truth = {name: float(place) for place, name in enumerate("abcdefgh")}
