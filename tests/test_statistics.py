@@ -146,23 +146,36 @@ def test_the_usual_interval_is_the_bootstraps_to_the_digit():
 SHARES = (1, 2, 5, 10, 25, 50, 75, 90, 95, 98, 99)  # percent, of the table
 
 
-@pytest.mark.parametrize("questions", [20, 33, 40, 50, 100, 200, 206, 500])
-def test_every_share_is_covered_in_93_of_100_cases(questions, monkeypatch):
-    """Over all that can happen, each weighted by its probability; `pytest -s -k every_share` prints the table."""
-    if questions >= 200:
-        monkeypatch.setattr(statistics, "RESAMPLES", 400)  # coverage hardly depends on it, time does
-    right, percent = np.arange(questions + 1), np.arange(1, 100)
-    values = [binary_of(questions, count) for count in right]
-    low, high = np.array([bootstrap_mean(value, bounds=(0, 100))[1:] for value in values]).T
-    within = (low[:, None] <= percent + 1e-9) & (percent - 1e-9 <= high[:, None])
-    coverage = (stats.binom.pmf(right[:, None], questions, percent / 100) * within).sum(axis=0)
+LONG = [pytest.param(questions, marks=pytest.mark.benchmark) for questions in (200, 500)]  # a minute
+
+
+@pytest.mark.parametrize("questions", [20, 33, 40, 50, 100, 206, *LONG])
+def test_every_share_is_covered_in_93_of_100_cases(questions):
+    """Over all that can happen, each weighted by its probability.
+
+    `pytest -s -m "" tests/test_statistics.py -k every_share` prints the table. The ends of a bootstrap interval depend
+    a little on which of the questions are right, so each number of them stands in several orders.
+    """
+    percent = np.arange(1, 100)
+    coverage = np.zeros(len(percent))
+    for right in range(questions // 2 + 1):
+        within = share_within(right, questions, percent)
+        coverage += stats.binom.pmf(right, questions, percent / 100) * within
+        if 2 * right < questions:  # as many wrong have the mirror image of the interval
+            coverage += stats.binom.pmf(questions - right, questions, percent / 100) * within[::-1]
     print(f"\n{questions:3} questions:", *(f"{share} %: {100 * coverage[share - 1]:.1f} " for share in SHARES))
     assert coverage.min() >= 0.93, f"{percent[coverage.argmin()]} %"
 
 
-def binary_of(size, count):
-    """So many right of so many questions, in any order, in percent."""
-    return np.random.default_rng(count).permutation(np.repeat([100.0, 0.0], [count, size - count]))
+def share_within(right, questions, percent):
+    """In how many of some orders of right and wrong the interval holds a percentage."""
+    orders = 6 if right >= statistics.FEW else 1
+    within = np.zeros(len(percent))
+    for order in range(orders):
+        values = np.random.default_rng(order).permutation(np.repeat([100.0, 0.0], [right, questions - right]))
+        _, low, high = bootstrap_mean(values, bounds=(0, 100))
+        within += (low - 1e-9 <= percent) & (percent <= high + 1e-9)
+    return within / orders
 
 
 SIMULATED = [(20, share) for share in SHARES] + [(206, share) for share in (1, 2, 98, 99)]
@@ -417,7 +430,7 @@ def test_runs_that_agree_everywhere_may_differ_on_other_questions(runs_alike):
 def test_the_interval_of_a_few_differences_holds_0_where_mcnemar_says_so(only_first, only_second, others):
     if only_first + only_second >= statistics.FEW:
         only_second = statistics.FEW - 1 - only_first
-    others = max(others, only_first + only_second)  # so that to agree is the most frequent
+    others = max(others, only_first + only_second, 1)  # so that to agree is the most frequent
     first = np.repeat([1.0, 0.0, 1.0], [only_first, only_second, others])
     second = np.repeat([0.0, 1.0, 1.0], [only_first, only_second, others])
     difference = paired_difference(first, second)
@@ -427,7 +440,7 @@ def test_the_interval_of_a_few_differences_holds_0_where_mcnemar_says_so(only_fi
 
 @pytest.mark.parametrize(("questions", "disagreement"), [(20, 0.05), (20, 0.1), (200, 0.005), (200, 0.01), (200, 0.02)])
 @pytest.mark.parametrize("share_of_second", [0.5, 0.7, 0.9, 1.0])
-def test_a_small_difference_is_covered_in_93_of_100_cases(questions, disagreement, share_of_second, few_resamples):
+def test_a_small_difference_is_covered_in_93_of_100_cases(few_resamples, questions, disagreement, share_of_second):
     """Over all that can happen with fewer than `FEW` differences, which are nearly all cases here."""
     covered = 0.0
     for differing in range(statistics.FEW):
