@@ -547,7 +547,7 @@ def test_records_are_loaded_by_name(finished, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"epochs": 300},  # of all of CourseQA's
+        {"epochs": 300, "probe_size": 500},  # of all of CourseQA
         {"epochs": 100, "train_size": 5_000},
         {"epochs": 3, "train_size": 100_000},
         {"epochs": 300, "train_size": 16, "probe_size": 10_000},
@@ -565,7 +565,7 @@ def test_what_would_train_for_days_is_refused_before_anything_is_replaced(finish
 def test_who_means_it_trains_for_days(tmp_path, monkeypatch, no_training):
     monkeypatch.setenv("QA_LONG_RUNS", "1")
     with pytest.raises(AssertionError, match="trained"):
-        run_experiment(Experiment(name="x", epochs=300), tmp_path)
+        run_experiment(Experiment(name="x", epochs=300, probe_size=500), tmp_path)
 
 
 def test_epochs_without_sense_are_no_experiment():
