@@ -94,7 +94,7 @@ def read_history(path: Path | str) -> list[Ranking]:
     if words := other_kind(content):
         raise RankingError(f"{path}: {words}")
     whole, tail = _split(content.removeprefix(b"\xef\xbb\xbf"))
-    lines = [*whole.split(b"\n"), tail]
+    lines = [*whole.split(b"\n")[:-1], tail]
     return [_parse(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -239,13 +239,13 @@ print(count, peak_memory_mib() - before)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak can be reset on Linux only")
-def test_memory_grows_with_the_file_by_less_than_ten_times_its_size(tmp_path):
+def test_memory_grows_by_less_than_nine_times_the_files_size(tmp_path):
     words = [f"word{number}" for number in range(100)]
     context, questions = " ".join(words), 0
     data = []
-    for number in range(200):
+    for number in range(1000):
         qas = []
         for place in range(100):
             answer = {"text": words[place], "answer_start": context.index(words[place])}
@@ -256,8 +256,8 @@ def test_memory_grows_with_the_file_by_less_than_ten_times_its_size(tmp_path):
     path = write(tmp_path, {"data": data})
     program = [sys.executable, "-c", MEASURE, str(path)]
     count, mib = subprocess.run(program, capture_output=True, text=True, timeout=300, check=True).stdout.split()
-    assert int(count) == questions == 20_000
-    assert float(mib) * 2**20 < 10 * path.stat().st_size
+    assert int(count) == questions == 100_000
+    assert float(mib) * 2**20 < 9 * path.stat().st_size + 150e6  # of these, a small file takes 70 MB
 
 
 def test_a_slow_file_shows_how_far_it_is(tmp_path, monkeypatch):

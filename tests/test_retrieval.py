@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qa_helpers import retrieval
-from qa_helpers.data import load_qa
+from qa_helpers.data import DataError, load_qa
 from qa_helpers.models import load_qa_model
 from qa_helpers.retrieval import BATCH_SIZE, MAX_TOKENS, embed, encoder, ranks, retrieval_ranks
 from qa_helpers.tuning import set_trainable
@@ -142,7 +142,7 @@ def test_the_passages_order_does_not_matter_nor_do_others_that_are_further_away(
 
 def test_a_passage_that_is_missing_names_the_question(model, tokenizer, course):
     passages = [course[0]["context"]]
-    stray = course[0] | {"id": "stray", "context": "Nothing of the kind."}
-    sentence = "^the passage of question 'stray' is not among the passages to choose from$"
-    with pytest.raises(ValueError, match=sentence):
+    stray = course[0] | {"id": "stray", "context": "Nothing of the kind.", "answers": None}
+    sentence = "^the passage of question 'stray' is not among the passages to choose from; add it$"
+    with pytest.raises(DataError, match=sentence):
         retrieval_ranks(model, tokenizer, [course[0], stray], passages)

@@ -1,7 +1,9 @@
 """Rows in memory: what a model can be asked is asked, and everything else is refused in one sentence."""
 
 import copy
+import json
 import math
+import warnings
 
 import pytest
 from any_json import JSON, mutated, nodes
@@ -13,8 +15,10 @@ from qa_helpers.cloze import cloze_questions
 from qa_helpers.data import DataError
 from qa_helpers.diagnosis import human_ceiling, metric_ladder, score_without_one
 from qa_helpers.evaluation import Prediction, answer, evaluate
+from qa_helpers.experiments import run_experiment
 from qa_helpers.features import make_windows
 from qa_helpers.files import CourseError
+from qa_helpers.records import EvalSet, Experiment
 from qa_helpers.retrieval import embed, retrieval_ranks
 from qa_helpers.rlhf.policy import one_window
 from qa_helpers.rlhf.preferences import human_candidates
@@ -189,6 +193,52 @@ def test_the_long_answers_of_a_language_model_leave_room_for_its_end(tokenizer):
     assert language_model.MAX_NEW_TOKENS == 32
     assert language_model.out_of_reach(rows[:1], tokenizer) == 0
     assert language_model.out_of_reach(rows, tokenizer) == 2
+
+
+def test_a_run_says_once_how_many_questions_no_model_can_answer(tmp_path):
+    def file(*words):
+        rows = [long_row(count) for count in words]
+        paragraphs = [
+            {
+                "context": row["context"],
+                "qas": [
+                    {
+                        "id": f"l{number}",
+                        "question": row["question"],
+                        "answers": [
+                            {"text": row["answers"]["text"][0], "answer_start": row["answers"]["answer_start"][0]}
+                        ],
+                    }
+                ],
+            }
+            for number, row in enumerate(rows)
+        ]
+        return json.dumps({"data": [{"title": "Long", "paragraphs": paragraphs}]})
+
+    (tmp_path / "train.json").write_text(file(3, 16))
+    (tmp_path / "dev.json").write_text(file(16, 3, 4, 20))
+    experiment = Experiment(
+        name="long",
+        data=str(tmp_path),
+        train_size=2,
+        epochs=1,
+        probe_size=1,  # scored after the epoch, which says nothing of its own
+        evaluations={"all": EvalSet()},
+    )
+    sentence = "1 of 2 training and 2 of 4 evaluation questions have only answers that are longer than a model may give"
+    with pytest.warns(UserWarning, match=sentence) as caught:
+        run_experiment(experiment, tmp_path / "runs")
+    assert [one.filename for one in caught if "longer than a model" in str(one.message)] == [__file__]
+    with warnings.catch_warnings():  # read back, it says nothing
+        warnings.filterwarnings("error", message=".*longer than a model")
+        run_experiment(experiment, tmp_path / "runs")
+
+
+def test_a_run_on_courseqa_has_nothing_to_say(finished):
+    folder, run = finished
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*longer than a model")
+        run_experiment(run.experiment.model_copy(update={"name": "quiet", "epochs": 0}), folder.parent / "quiet")
 
 
 def test_rows_are_left_as_they_were(model, tokenizer):
