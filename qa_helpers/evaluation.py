@@ -17,6 +17,7 @@ from torch import nn
 from qa_helpers.features import MAX_LENGTH, STRIDE, Window, make_windows
 from qa_helpers.machine import autocast, evaluation_mode, progress_bar
 from qa_helpers.rows import DataError, check_rows, given_answers, matched, row_id
+from qa_helpers.tuning import ModelError
 
 MAX_ANSWER_TOKENS = 30  # the usual limit; SQuAD answers of the validation set have a median of 2 words
 BATCH_SIZE = 32  # windows a forward call; they are sorted by length first, so that hardly any padding is computed
@@ -112,16 +113,26 @@ def window_logits(
 
     Yields:
         The windows' indices, and their start and end logits as float32 on the CPU, (batch, tokens).
+
+    Raises:
+        ModelError: if these are no numbers.
     """
     device = next(model.parameters()).device
     order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))  # longest first: memory runs out at once
     with evaluation_mode(model), progress_bar(total=len(windows), desc=progress, unit="window") as bar:
         for at in range(0, len(order), batch_size):
             chosen = order[at : at + batch_size]
-            batch = tokenizer.pad(_columns([windows[i].inputs for i in chosen]), return_tensors="pt")
+            columns = _columns([windows[i].inputs for i in chosen])
+            batch = tokenizer.pad(columns, padding_side="right", return_tensors="pt")
             with torch.inference_mode(), autocast(device):
                 output = model(**batch.to(device))
-            yield chosen, output.start_logits.float().cpu(), output.end_logits.float().cpu()
+            start_logits, end_logits = output.start_logits.float().cpu(), output.end_logits.float().cpu()
+            if not (start_logits + end_logits).masked_fill(_padding(windows, chosen, start_logits), 0).isfinite().all():
+                raise ModelError(
+                    "the model gives no finite numbers, so that it has no answer: its weights are broken, or its "
+                    "training diverged: lower the learning rate"
+                )
+            yield chosen, start_logits, end_logits
             bar.update(len(chosen))
 
 
@@ -158,6 +169,7 @@ def answer(
     Raises:
         DataError: if a row lacks a text or its answers are not in place (see `rows.check_rows`), or a question leaves
             no room for its passage.
+        ModelError: if the model's tokenizer or its weights are of no use, see `make_windows` and `window_logits`.
     """
     rows = check_rows(rows)
     windows = make_windows(rows, tokenizer, max_length, stride)
@@ -201,18 +213,26 @@ def out_of_reach(rows: Iterable[dict[str, Any]], tokenizer: Any) -> int:
 
 
 def passage_mask(windows: Sequence[Window], chosen: Sequence[int], tokens: int) -> torch.Tensor:
-    """Which tokens of the chosen windows, padded to this many, are the passage's: (windows, tokens)."""
-    position = torch.arange(tokens)
-    first = torch.tensor([windows[i].first for i in chosen])[:, None]
-    count = torch.tensor([len(windows[i].offsets) for i in chosen])[:, None]
-    return (position >= first) & (position < first + count)
+    """Which tokens of the chosen windows, padded to this many, stand for text of the passage: (windows, tokens).
+
+    A token of white space alone does not.
+    """
+    mask = torch.zeros(len(chosen), tokens, dtype=torch.bool)
+    for row, i in zip(mask, chosen, strict=True):
+        begins, ends = windows[i].offsets.T
+        row[windows[i].first : windows[i].first + len(begins)] = torch.from_numpy(begins < ends)
+    return mask
+
+
+def _padding(windows: Sequence[Window], chosen: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+    return torch.arange(logits.shape[1]) >= torch.tensor([[len(windows[i])] for i in chosen])
 
 
 def _losses(
     windows: Sequence[Window], chosen: Sequence[int], start_logits: torch.Tensor, end_logits: torch.Tensor
 ) -> list[float]:
     """The span head's training loss a window: mean cross-entropy of start and end over its own tokens."""
-    padding = torch.arange(start_logits.shape[1]) >= torch.tensor([[len(windows[i])] for i in chosen])
+    padding = _padding(windows, chosen, start_logits)
     labels = torch.tensor([(windows[i].start, windows[i].end) for i in chosen])
     both = [
         nn.functional.cross_entropy(logits.masked_fill(padding, -torch.inf), label, reduction="none")

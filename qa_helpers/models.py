@@ -4,6 +4,7 @@ Only safetensors and GGUF files are read, never pickles, and no code that comes 
 """
 
 import hashlib
+import inspect
 import os
 import re
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from qa_helpers.files import hub_is_off
+from qa_helpers.features import make_windows
+from qa_helpers.files import CourseError, hub_is_off
 from qa_helpers.machine import quiet, set_seed
-from qa_helpers.tuning import ModelError, adapter_base, attach_adapter, merge_adapter
+from qa_helpers.tuning import ModelError, adapter_base, attach_adapter, encoder, merge_adapter, span_head
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,57 @@ def is_hub_name(name: str) -> bool:
 def load_tokenizer(name: str = "minilm") -> Any:
     """The tokenizer that belongs to a model, as a fast tokenizer (windows need its character offsets).
 
+    Whatever its files say, it pads and cuts on the right, gives the inputs that the model takes, and states as
+    `model_max_length` how many tokens the model reads.
+
     Raises:
-        ModelError: if there is none or it has no fast form.
+        ModelError: if there is none, it has no fast form, or its offsets do not cover a text.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING
 
     tokenizer = from_pretrained(AutoTokenizer, name)
     if not tokenizer.is_fast:
         raise ModelError(f"'{name}' has no fast tokenizer, which character offsets need; choose another model")
+    config = from_pretrained(AutoConfig, adapter_base(name) or name)
+    if type(config) not in MODEL_FOR_QUESTION_ANSWERING_MAPPING:
+        raise ModelError(f"'{name}' is a {config.model_type}, which has no span head in transformers; choose another")
+    taken = inspect.signature(MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)].forward).parameters
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    if getattr(config, "type_vocab_size", 2) < 2 or "token_type_ids" not in tokenizer.model_input_names:
+        inputs.remove("token_type_ids")  # the model tells no types apart, or the tokenizer sets none
+    tokenizer.model_input_names = [one for one in inputs if one in taken]
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    tokenizer.model_max_length = _positions(config)
+    if tokenizer.pad_token_id is None:  # the attention mask hides it, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"the tokenizer of '{name}' has no token to pad with (pad_token); choose another model")
+    try:
+        make_windows(_TRIAL, tokenizer)
+    except CourseError as problem:
+        raise ModelError(f"'{name}' is of no use here: {problem}") from problem
     return tokenizer
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # a folder with a tokenizer holds one of them
+# Two questions that a model is tried on when it is loaded.
+_TRIAL = [
+    {"question": "When was it built?", "context": "The mill (at Eastbrook) was built in 1871."},
+    {"question": "Who?", "context": 'Zoe Ahlstrom\'s brewers sold it, for 1,902 pounds,  to Max Quigley & Jo: "Why?"'},
+]
+
+
+def _positions(config: Any) -> int:
+    """How many tokens a model reads at once; 10**9 where nothing in its form limits them.
+
+    Some families (RoBERTa's, MPNet) count positions from the number of the padding token on.
+    """
+    most = getattr(config, "max_position_embeddings", None)
+    if not isinstance(most, int) or most <= 0:
+        return 10**9
+    padding = getattr(config, "pad_token_id", None) or 0
+    return most - padding - 1 if padding < most // 2 else most
 
 
 def load_qa_model(name: str = "minilm", seed: int = 0) -> nn.Module:
@@ -109,24 +153,98 @@ def load_qa_model(name: str = "minilm", seed: int = 0) -> nn.Module:
 
     Where the checkpoint has no span head (most have none: it is what fine-tuning trains) the head is drawn at
     random by `seed`. Weights are float32 on the CPU. Of a folder that holds a `peft` adapter, the model that it
-    belongs to is loaded and the adapter merged into its weights.
+    belongs to is loaded and the adapter merged into its weights. Where the tokenizer beside the weights knows more
+    tokens than they do, the others begin as the mean of all.
 
     Raises:
-        ModelError: if the model cannot be loaded, or lacks more than the head.
+        ModelError: if the model cannot be loaded, lacks more than the head (an adapter: also the head), or does not
+            answer its tokenizer's windows with numbers that are the same alone and in a batch.
     """
+    base = adapter_base(name)
+    model, drawn = _load_span_model(base or name, seed)
+    if base is not None:
+        adapted: Any = attach_adapter(model, name)
+        stored = {part for config in adapted.peft_config.values() for part in config.modules_to_save or ()}
+        if drawn - stored:
+            raise ModelError(f"{name}: its adapter holds no trained span head, nor does '{base}' have one; train one")
+        model = merge_adapter(adapted)
+    if name not in PACKAGED:
+        _try_out(name, model)
+    return model
+
+
+def _load_span_model(name: str, seed: int) -> tuple[nn.Module, set[str]]:
+    """A span model, and the names of those parts of its head that were drawn at random."""
     from transformers import AutoModelForQuestionAnswering
 
-    base = adapter_base(name)
-    if base is not None:
-        return merge_adapter(attach_adapter(load_qa_model(base, seed), name))
     set_seed(seed)
-    model, info = from_pretrained(AutoModelForQuestionAnswering, name, use_safetensors=True, output_loading_info=True)
-    lacking = sorted(key for key in info["missing_keys"] if not key.startswith("qa_outputs."))
+    model, info = from_pretrained(
+        AutoModelForQuestionAnswering,
+        name,
+        use_safetensors=True,
+        num_labels=2,  # a start and an end, also where the checkpoint's own task had more labels
+        ignore_mismatched_sizes=True,  # of that task's head; of the encoder they are an error below
+        output_loading_info=True,
+    )
+    new = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
+    parts = span_head(model)
+    lacking = sorted(key for key in new if key.split(".")[0] not in parts)
     if lacking:
         raise ModelError(f"'{name}' lacks weights of the encoder ({lacking[0]}, {len(lacking)} in all); choose another")
     model = model.float()
-    model.qa_outputs = Float32Linear.like(model.qa_outputs)
-    return model  # type: ignore[no-any-return]
+    layers = [
+        f"{part}.{inner}".rstrip(".")
+        for part, module in parts.items()
+        for inner, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == 2
+    ]
+    if not layers or encoder(model) is model:
+        raise ModelError(f"'{name}': the head of a {type(model).__name__} gives no two numbers a token; choose another")
+    model.set_submodule(layers[-1], Float32Linear.like(model.get_submodule(layers[-1])))
+    return model, {key.split(".")[0] for key in new}
+
+
+@torch.no_grad()
+def _make_room(model: Any, tokenizer: Any) -> None:
+    """Give each of the tokenizer's tokens a row in the model's table of embeddings."""
+    known = model.get_input_embeddings().num_embeddings
+    needed = max(len(tokenizer), 1 + max(tokenizer.added_tokens_decoder, default=0))
+    if needed > known:
+        table = model.resize_token_embeddings(needed, mean_resizing=False)
+        table.weight[known:] = table.weight[:known].mean(0)  # and not at random: an adapter is stored without them
+
+
+@torch.inference_mode()
+def _try_out(name: str, model: Any) -> None:
+    """Fit a model to its tokenizer, and have it read two windows, one of them alone and beside the other.
+
+    Where a folder holds no tokenizer, only the weights are looked at.
+
+    Raises:
+        ModelError: if it cannot, or gives no numbers, or others for the one where it is padded.
+    """
+    broken = next((key for key, weights in model.named_parameters() if not weights.isfinite().all()), None)
+    if broken:
+        raise ModelError(f"'{name}' holds weights that are no finite numbers ({broken}); choose or train another")
+    if os.path.isdir(name) and not any(os.path.isfile(os.path.join(name, file)) for file in TOKENIZER_FILES):
+        return
+    tokenizer = load_tokenizer(name)
+    _make_room(model, tokenizer)
+    both = [window.inputs for window in make_windows(_TRIAL, tokenizer)]
+    both.sort(key=lambda inputs: len(inputs["input_ids"]))
+    length = len(both[0]["input_ids"])
+    logits = []
+    try:
+        for inputs in (both[:1], both):
+            output = model(**tokenizer.pad(inputs, return_tensors="pt"))
+            logits.append(torch.stack([output.start_logits[0, :length], output.end_logits[0, :length]]))
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as problem:
+        why = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
+        raise ModelError(f"'{name}' cannot read a question and a passage ({why}); choose another") from problem
+    if not torch.stack(logits).isfinite().all():
+        raise ModelError(f"'{name}' gives no finite numbers; choose or train another")
+    if not torch.allclose(*logits, rtol=1e-3, atol=1e-3):
+        raise ModelError(f"'{name}' answers a question otherwise where its window is padded; choose another")
 
 
 class Float32Linear(nn.Linear):

@@ -12,16 +12,10 @@ from torch import nn
 
 from qa_helpers.machine import autocast, evaluation_mode, progress_bar
 from qa_helpers.rows import DataError, check_rows, check_text, row_id
+from qa_helpers.tuning import encoder
 
 MAX_TOKENS = 256  # the rest of a longer text is cut off, as MiniLM's publishers do
 BATCH_SIZE = 32  # texts a forward call; they are sorted by length first
-
-
-def encoder(model: nn.Module) -> nn.Module:
-    """A model without its span head; what `peft` has put into the encoder stays in it."""
-    inner: Any = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
-    without_head: nn.Module = inner.base_model
-    return without_head
 
 
 @torch.inference_mode()
@@ -45,8 +39,9 @@ def embed(model: nn.Module, tokenizer: Any, texts: Sequence[str], progress: str 
             batch = tokenizer(
                 [texts[i] for i in chosen],
                 truncation=True,
-                max_length=MAX_TOKENS,
+                max_length=min(MAX_TOKENS, tokenizer.model_max_length),
                 padding=True,
+                split_special_tokens=True,  # "[SEP]" in a text is five letters, no control token
                 return_tensors="pt",
             ).to(device)
             with autocast(device):

@@ -53,9 +53,9 @@ def set_trainable(model: nn.Module, what: str = "all") -> nn.Module:
     if what == "all":
         chosen: list[nn.Module] = [model.float()]  # small steps are lost in bfloat16
     elif what == "head":
-        chosen = [model.get_submodule("qa_outputs")]
+        chosen = [*span_head(model).values()]
     elif last and int(last[1]) <= len(layers):
-        chosen = [model.get_submodule("qa_outputs"), *layers[-int(last[1]) :]]
+        chosen = [*span_head(model).values(), *layers[-int(last[1]) :]]
     else:
         raise ModelError(
             f"'{what}' cannot be trained: use 'all', 'head', 'lora', 'ia3', or 'last:N' with N from 1 to {len(layers)}"
@@ -72,14 +72,16 @@ def _with_adapter(model: nn.Module, what: str) -> nn.Module:
     config: peft.PeftConfig
     if has_span_head(model):
         # No task type: with QUESTION_ANS, peft 0.21 hands no token_type_ids on to the model (see attach_adapter, too).
-        common: dict[str, Any] = {"modules_to_save": ["qa_outputs"]}
+        head = span_head(model)
+        common: dict[str, Any] = {"modules_to_save": list(head)}
     else:
-        common = {"task_type": peft.TaskType.CAUSAL_LM}
+        head, common = {}, {"task_type": peft.TaskType.CAUSAL_LM}
     if what == "ia3":
         config = peft.IA3Config(**common)  # peft knows which modules, by the model's type
     elif has_span_head(model):
+        inside = [f"{name}.{inner}".rstrip(".") for name in head for inner, _ in head[name].named_modules()]
         config = peft.LoraConfig(
-            r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", exclude_modules=["qa_outputs"], **common
+            r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", exclude_modules=inside, **common
         )
     else:
         config = peft.LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, **common)
@@ -89,9 +91,28 @@ def _with_adapter(model: nn.Module, what: str) -> nn.Module:
         raise ModelError(f"'{what}' does not fit a {type(model).__name__}: {str(problem).splitlines()[0]}") from problem
 
 
+def _inner(model: nn.Module) -> nn.Module:
+    """A model without what `peft` has put around it (what it has put into it stays)."""
+    inner: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    return inner
+
+
 def has_span_head(model: nn.Module) -> bool:
     """Whether a model is an encoder that points at answers (as opposed to a language model that writes them)."""
-    return any(name.endswith("qa_outputs") for name, _ in model.named_modules())
+    return "ForQuestionAnswering" in type(_inner(model)).__name__  # transformers' name for it, of every family
+
+
+def encoder(model: nn.Module) -> nn.Module:
+    """A model without its head; what `peft` has put into the encoder stays in it."""
+    without_head: nn.Module = _inner(model).base_model  # type: ignore[assignment]
+    return without_head
+
+
+def span_head(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a span model that are not its encoder's, by name: one layer, `qa_outputs`, in most families."""
+    within = encoder(model)
+    children = _inner(model).named_children()
+    return {name: child for name, child in children if child is not within and any(True for _ in child.parameters())}
 
 
 def encoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -101,15 +122,14 @@ def encoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def depths(model: nn.Module) -> dict[str, int]:
-    """How far below the span head each parameter lies: 0 the head itself, 1 the last layer, and so on down.
+    """How far below the head each parameter lies: 0 the head itself, 1 the last layer, and so on down.
 
     What belongs to no layer, the embeddings, lies below the first one.
     """
     layers = encoder_layers(model)
-    depth = {id(p): len(layers) - i for i, layer in enumerate(layers) for p in layer.parameters()}
-    return {
-        name: 0 if "qa_outputs" in name else depth.get(id(p), len(layers) + 1) for name, p in model.named_parameters()
-    }
+    depth = {id(p): len(layers) + 1 for p in encoder(model).parameters()}
+    depth |= {id(p): len(layers) - i for i, layer in enumerate(layers) for p in layer.parameters()}
+    return {name: depth.get(id(p), 0) for name, p in model.named_parameters()}
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

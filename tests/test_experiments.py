@@ -187,12 +187,11 @@ def test_own_data_from_a_folder(tmp_path):
     assert run.fingerprints.train == fingerprint(load_qa(limit=4, sampling="random", seed=5))
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")  # of the numbers that are none
 def test_training_that_diverged_says_so(tokenizer, course):
     model = models.load_qa_model()
     with torch.no_grad():
         model.qa_outputs.weight.fill_(torch.nan)
-    with pytest.raises(RecordError, match=r"training diverged.* lower the learning rate"):
+    with pytest.raises(models.ModelError, match=r"training diverged.* lower the learning rate"):
         experiments._probe_scores(Experiment(name="x"), model, tokenizer, course[:2])
 
 

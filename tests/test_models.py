@@ -149,7 +149,7 @@ def test_code_that_comes_with_a_model_is_not_run(model_folder):
         ("config.json", Path.unlink, "no model that can be loaded"),
         ("config.json", lambda path: path.write_text("{"), "not a valid JSON"),
         ("config.json", lambda path: path.write_text("{}"), "no model that can be loaded"),
-        ("config.json", other(hidden_size=768), "no model that can be loaded"),
+        ("config.json", other(hidden_size=768), "lacks weights of the encoder .*bert.embeddings"),
         ("config.json", other(num_hidden_layers=8), "lacks weights of the encoder .*layer.6.*32 in all"),
         ("config.json", other(model_type="gpt2"), "lacks weights of the encoder"),
         ("config.json", other(model_type="vit"), "no model that can be loaded"),

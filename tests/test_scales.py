@@ -1,7 +1,7 @@
 """Scales and the experiments that have names: each can be run as it is described, from its name alone."""
 
 import pytest
-from torch import nn
+from transformers import BertConfig, BertForQuestionAnswering
 
 from qa_helpers import models, tuning
 from qa_helpers.data import load_qa
@@ -89,13 +89,10 @@ def test_as_many_steps_on_100_questions_as_on_500():
     assert few.batch_size == many.batch_size
 
 
-class Encoder(nn.Module):
+def encoder():
     """As many layers as MiniLM has, and a span head, without its weights."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.ModuleList(nn.Linear(2, 2) for _ in range(6))
-        self.qa_outputs = nn.Linear(2, 2)
+    sizes = {"hidden_size": 2, "intermediate_size": 2, "num_attention_heads": 1, "num_hidden_layers": 6}
+    return BertForQuestionAnswering(BertConfig(vocab_size=2, **sizes))
 
 
 @pytest.mark.parametrize("what", METHODS)
@@ -109,7 +106,7 @@ def test_methods_differ_in_what_is_trained_and_the_learning_rate_only(what):
     assert one.model_dump(include=set(same)) == baseline.model_dump(include=set(same))
     assert len({method(SCALES["quick"], other).epochs for other in METHODS}) == 1
     if what not in ("lora", "ia3"):  # these need real layers, see test_tuning.py
-        assert any(p.requires_grad for p in tuning.set_trainable(Encoder(), what).parameters())
+        assert any(p.requires_grad for p in tuning.set_trainable(encoder(), what).parameters())
 
 
 def test_a_method_with_another_learning_rate_has_a_name_of_its_own():

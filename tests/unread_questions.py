@@ -4,9 +4,13 @@ What `qa_helpers/assets/unread-questions.json` holds, and the command that found
 """
 
 from qa_helpers.data import load_qa
-from qa_helpers.features import cut, unread_ends
-from qa_helpers.models import load_tokenizer
+from qa_helpers.features import make_windows
+from qa_helpers.models import ModelError, load_tokenizer
 
 if __name__ == "__main__":
-    rows, tokenizer = list(load_qa("squad", "validation")), load_tokenizer()
-    print(*(rows[question]["id"] for question in unread_ends(rows, cut(rows, 0, tokenizer), tokenizer)), sep="\n")
+    tokenizer = load_tokenizer()
+    for row in load_qa("squad", "validation"):
+        try:
+            make_windows([row], tokenizer)
+        except ModelError:
+            print(row["id"])
