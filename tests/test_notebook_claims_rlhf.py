@@ -302,3 +302,16 @@ def test_exercise_2_has_clusters_and_an_answer():
 def test_of_the_cells_at_most_five_are_not_compared():
     ignored = [cell for cell in CELLS if "nbval-ignore-output" in cell["metadata"].get("tags", [])]
     assert len(ignored) <= 5
+
+
+def test_the_mend_does_not_mend_at_quick_scale():
+    says("Here it does not mend, as three seeds each show.")
+    leanings = {
+        name: [float(one) for one in found.split(", ")]
+        for name, found in re.findall(r"^([\w -]+): correlation of reward and length ([-+.\d, ]+);", OUTPUT, re.M)
+    }
+    assert list(leanings) == ["as trained", "length-blind"]
+    assert [len(found) for found in leanings.values()] == [3, 3]
+    trained, blind = (np.mean(found) for found in leanings.values())
+    assert max(trained, blind) < -0.1
+    assert abs(blind - trained) < np.ptp(leanings["as trained"]) + 0.05  # no more than one seed differs from another
