@@ -87,7 +87,7 @@ def test_a_question_without_a_third_answer_is_not_counted_against_it():
     counts = count([find_reply("They", PASSAGE)] * 2, [row_of("They"), row_of("beat", "They", "They")])
     assert [counts["text"][name].questions for name in WAYS["text"]] == [2, 1, 1, 2, 2]
     assert [counts["text"][name].most for name in WAYS["text"]] == [1, 1, 1, 1, 2]
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         count([], [row_of("They")])
 
 
