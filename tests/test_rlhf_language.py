@@ -569,11 +569,12 @@ def test_no_two_parts_of_a_chain_share_an_article(small_squad, chat):
 
 def test_a_chains_table_has_intervals_over_articles(done):
     _, run = done
-    kl, agreement = [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]  # as the article is, so are its questions
+    titles = [title for title in ("one", "other", "third") for _ in range(6)]
+    kl = [len(title) / 10 for title in titles]  # as the article is, so are its questions
+    agreement = [float(title == "one") for title in titles]
     dpo = run.methods["dpo"]
     changed = dpo.model_copy(update={"final": dpo.final.model_copy(update={"kl": kl, "agreement": agreement})})
-    before = run.before.model_copy(update={"agreement": [0.5] * 4})
-    titles = ["one", "one", "other", "other"]
+    before = run.before.model_copy(update={"agreement": [0.5] * len(titles), "kl": [0.0] * len(titles)})
     header, rows = language_table(
         run.model_copy(update={"before": before, "methods": {"dpo": changed}, "titles": titles})
     )
@@ -583,7 +584,7 @@ def test_a_chains_table_has_intervals_over_articles(done):
         row["KL (nats, estimate)"] == f"{over_articles.value:.2f} [{over_articles.low:.2f}, {over_articles.high:.2f}]"
     )
     assert (over_articles.low, over_articles.high) != bootstrap_mean(kl, bounds=UNBOUNDED)[1:]
-    assert row["win rate, %"] == str(win_rate([0.5] * 4, agreement, clusters=titles).rate)
+    assert row["win rate, %"] == str(win_rate([0.5] * len(titles), agreement, clusters=titles).rate)
 
 
 def test_a_finished_chain_is_read_back_and_a_half_done_one_goes_on(done, monkeypatch):
