@@ -33,7 +33,7 @@ NO_JSON = {
     "a lone surrogate": (rb'["before \ud83d"]', (r"half a character, \ud83d", "before")),
     "a lone surrogate as a key": (rb'{"\uDE00": 1}', (r"half a character, \ude00",)),
     "a lone surrogate in a long text": (rb'["' + b"x" * 90 + rb'\ud83d"]', ("after 'xxxxxxxxxx",)),
-    "JSON Lines": (b'{"a": 1}\n{"a": 2}\n', ("seems to be JSON Lines", "line 2 begins another", "one JSON value")),
+    "JSON Lines": (b'{"a": 1}\n{"a": 2}\n', ("seems to be JSON Lines", "another begins at line 2", "one JSON value")),
     "gzip": (gzip.compress(b"{}"), ("is compressed with gzip; unpack it first",)),
     "bzip2": (bz2.compress(b"{}"), ("is compressed with bzip2",)),
     "xz": (lzma.compress(b"{}"), ("is compressed with xz",)),
