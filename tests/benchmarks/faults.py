@@ -28,7 +28,7 @@ _DATA = [
     Fault(
         "an id used twice is accepted",
         "qa_helpers/data.py",
-        "if qa.id in seen:",
+        'if row["id"] in seen:',
         "if False:",
         "tests/test_data.py::test_a_broken_file_gives_one_sentence_that_names_the_place[id used twice]",
     ),
