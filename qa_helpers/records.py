@@ -364,7 +364,7 @@ class Run(StrictModel):
         """The scores, with exact intervals where nearly all questions are right or wrong: old records have none."""
         exact = {metric: exact_mean(100 * self.column(metric, evaluation), bounds=PERCENT_BOUNDS) for metric in METRICS}
         changed = {metric: Score.of(interval) for metric, interval in exact.items() if interval}
-        return self.scores[evaluation].model_copy(update=changed)
+        return Scores(**dict(self.scores[evaluation]) | changed)
 
     def __repr__(self) -> str:
         """Its name, what was trained on, and EM and F1: the record itself is thousands of lines."""

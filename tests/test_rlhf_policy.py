@@ -109,7 +109,8 @@ def test_actions_and_spans_are_the_same_thing():
 
 # ---- of a model ------------------------------------------------------------------------------------------------
 def test_questions_whose_passage_needs_two_windows_are_left_out_and_counted(tokenizer, course):
-    long = course[1] | {"id": "long", "context": " ".join(["word"] * 400), "answers": {"text": [], "answer_start": []}}
+    answers = {"text": ["word"], "answer_start": [0]}
+    long = course[1] | {"id": "long", "context": " ".join(["word"] * 400), "answers": answers}
     questions, left_out = one_window([course[0], long, course[2]], tokenizer)
     assert [question.row["id"] for question in questions] == [course[0]["id"], course[2]["id"]]
     assert left_out == 1
