@@ -206,12 +206,11 @@ def from_experiment2(seed: int = 0) -> Experiment:
     """
     start, few = replay(2, seed), ("random-500", "first-500", "first-200")
     cold = replay(1, seed)
-    return cold.model_copy(
-        update={
-            "name": f"class-warm1-from-experiment2-{cold.train_size}-seed{seed}",
-            "start_from": start.name,
-            "evaluations": {name: cold.evaluations[name] for name in few},
-        }
+    return change(
+        cold,
+        name=f"class-warm1-from-experiment2-{cold.train_size}-seed{seed}",
+        start_from=start.name,
+        evaluations={name: cold.evaluations[name] for name in few},
     )
 
 
