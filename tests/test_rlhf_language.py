@@ -51,7 +51,6 @@ from qa_helpers.rlhf.language_records import (
     LanguageChain,
     LanguageMethod,
     format_language_chain,
-    language_table,
     load_language_chains,
     read_language_chain,
 )
@@ -73,7 +72,7 @@ from qa_helpers.rlhf.language_updates import (
 )
 from qa_helpers.rlhf.preferences import Pair, flip
 from qa_helpers.rlhf.reward import accuracy
-from qa_helpers.statistics import UNBOUNDED, bootstrap_mean, win_rate
+from qa_helpers.statistics import bootstrap_mean
 from qa_helpers.tuning import ModelError
 
 END = "<|im_end|>"
@@ -565,26 +564,6 @@ def test_no_two_parts_of_a_chain_share_an_article(small_squad, chat):
     assert learn.isdisjoint(stop)
     assert learn.isdisjoint(held_out)
     assert stop.isdisjoint(held_out)
-
-
-def test_a_chains_table_has_intervals_over_articles(done):
-    _, run = done
-    titles = [title for title in ("one", "other", "third") for _ in range(6)]
-    kl = [len(title) / 10 for title in titles]  # as the article is, so are its questions
-    agreement = [float(title == "one") for title in titles]
-    dpo = run.methods["dpo"]
-    changed = dpo.model_copy(update={"final": dpo.final.model_copy(update={"kl": kl, "agreement": agreement})})
-    before = run.before.model_copy(update={"agreement": [0.5] * len(titles), "kl": [0.0] * len(titles)})
-    header, rows = language_table(
-        run.model_copy(update={"before": before, "methods": {"dpo": changed}, "titles": titles})
-    )
-    row = dict(zip(header, rows[1], strict=True))
-    over_articles = bootstrap_mean(kl, clusters=titles, bounds=UNBOUNDED)
-    assert (
-        row["KL (nats, estimate)"] == f"{over_articles.value:.2f} [{over_articles.low:.2f}, {over_articles.high:.2f}]"
-    )
-    assert (over_articles.low, over_articles.high) != bootstrap_mean(kl, bounds=UNBOUNDED)[1:]
-    assert row["win rate, %"] == str(win_rate([0.5] * len(titles), agreement, clusters=titles).rate)
 
 
 def test_a_finished_chain_is_read_back_and_a_half_done_one_goes_on(done, monkeypatch):
