@@ -110,7 +110,8 @@ def load_tokenizer(name: str = "minilm") -> Any:
     config = from_pretrained(AutoConfig, adapter_base(name) or name)
     if type(config) not in MODEL_FOR_QUESTION_ANSWERING_MAPPING:
         raise ModelError(f"'{name}' is a {config.model_type}, which has no span head in transformers; choose another")
-    taken = inspect.signature(MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)].forward).parameters
+    network: Any = MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
+    taken = inspect.signature(network.forward).parameters
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     if getattr(config, "type_vocab_size", 2) < 2 or "token_type_ids" not in tokenizer.model_input_names:
         inputs.remove("token_type_ids")  # the model tells no types apart, or the tokenizer sets none
@@ -243,7 +244,8 @@ def _try_out(name: str, model: Any) -> None:
         raise ModelError(f"'{name}' cannot read a question and a passage ({why}); choose another") from problem
     if not torch.stack(logits).isfinite().all():
         raise ModelError(f"'{name}' gives no finite numbers; choose or train another")
-    if not torch.allclose(*logits, rtol=1e-3, atol=1e-3):
+    alone, padded = logits
+    if not torch.allclose(alone, padded, rtol=1e-3, atol=1e-3):
         raise ModelError(f"'{name}' answers a question otherwise where its window is padded; choose another")
 
 

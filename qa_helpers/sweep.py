@@ -131,10 +131,10 @@ def run_sweep(
     """
     folder = runs_folder(folder)
     check_starts(experiments, folder)
-    if records:
-        records = user_path(records)
-        check_writable(records / "record.json")
-    sweep = _Sweep(folder, records)
+    records_folder = user_path(records) if records else None
+    if records_folder:
+        check_writable(records_folder / "record.json")
+    sweep = _Sweep(folder, records_folder)
     waiting = sweep.read_back(experiments)
     if waiting:
         check_writable(folder / "run.json")
