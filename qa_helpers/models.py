@@ -19,7 +19,7 @@ from torch import nn
 
 from qa_helpers.features import make_windows
 from qa_helpers.files import CourseError, hub_is_off
-from qa_helpers.machine import quiet, set_seed
+from qa_helpers.machine import has_native_bf16, quiet, set_seed
 from qa_helpers.tuning import ModelError, adapter_base, attach_adapter, encoder, merge_adapter, span_head
 
 
@@ -110,8 +110,8 @@ def load_tokenizer(name: str = "minilm") -> Any:
     config = from_pretrained(AutoConfig, adapter_base(name) or name)
     if type(config) not in MODEL_FOR_QUESTION_ANSWERING_MAPPING:
         raise ModelError(f"'{name}' is a {config.model_type}, which has no span head in transformers; choose another")
-    network: Any = MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
-    taken = inspect.signature(network.forward).parameters
+    family: Any = MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
+    taken = inspect.signature(family.forward).parameters
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     if getattr(config, "type_vocab_size", 2) < 2 or "token_type_ids" not in tokenizer.model_input_names:
         inputs.remove("token_type_ids")  # the model tells no types apart, or the tokenizer sets none
@@ -200,7 +200,7 @@ def _load_span_model(name: str, seed: int) -> tuple[nn.Module, set[str]]:
         if isinstance(layer, nn.Linear) and layer.out_features == 2
     ]
     if not layers or encoder(model) is model:
-        raise ModelError(f"'{name}': the head of a {type(model).__name__} gives no two numbers a token; choose another")
+        raise ModelError(f"'{name}' is a {type(model).__name__}, no encoder with a linear span head; choose another")
     model.set_submodule(layers[-1], Float32Linear.like(model.get_submodule(layers[-1])))
     return model, {key.split(".")[0] for key in new}
 
@@ -237,14 +237,17 @@ def _try_out(name: str, model: Any) -> None:
     logits = []
     try:
         for inputs in (both[:1], both):
-            output = model(**tokenizer.pad(inputs, return_tensors="pt"))
+            batch = tokenizer.pad(inputs, return_tensors="pt")
+            with torch.autocast("cpu", torch.bfloat16, enabled=has_native_bf16()):  # as it will be run here
+                model(**batch)
+            output = model(**batch)
             logits.append(torch.stack([output.start_logits[0, :length], output.end_logits[0, :length]]))
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as problem:
         why = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
-        raise ModelError(f"'{name}' cannot read a question and a passage ({why}); choose another") from problem
-    if not torch.stack(logits).isfinite().all():
-        raise ModelError(f"'{name}' gives no finite numbers; choose or train another")
+        raise ModelError(f"'{name}' cannot read a question and a passage here ({why}); choose another") from problem
     alone, padded = logits
+    if not (alone + padded).isfinite().all():
+        raise ModelError(f"'{name}' gives no finite numbers; choose or train another")
     if not torch.allclose(alone, padded, rtol=1e-3, atol=1e-3):
         raise ModelError(f"'{name}' answers a question otherwise where its window is padded; choose another")
 
