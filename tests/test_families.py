@@ -287,9 +287,7 @@ def test_each_words_label_is_the_word_in_every_tokenizer_and_script(kind, text):
         assert window.characters(window.start, window.end) == (start, end)
 
 
-@pytest.mark.parametrize(
-    "kind", sorted(set(KINDS) - {"GPT2Tokenizer", "Qwen2Tokenizer", "T5Tokenizer"})
-)
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"GPT2Tokenizer", "Qwen2Tokenizer", "T5Tokenizer"}))
 def test_no_text_makes_a_control_token(kind):
     tokenizer = tokenizer_of(KINDS[kind])
     control = [token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token]
