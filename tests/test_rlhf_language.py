@@ -258,7 +258,7 @@ def test_pairs_that_are_too_long_are_counted_and_none_is_left_out(chat, policy, 
             raise KeyboardInterrupt
 
     pairs = [(ROWS[0], "Angus", "Fife"), (LONG, "Angus", "Fife"), (ROWS[0], "Kent " * 3_000, "Fife")]
-    words = r"^2 of 3 preference pairs take more than 2,082 tokens with their passage, the first of them \(no\. 2\) 2,"
+    words = r"^2 of 3 preference pairs take more than 2,082 tokens with their passage, the first of them \(no\. 2\) 3,0"
     with pytest.raises(DataError, match=words):
         train_language_dpo(policy, chat, preference_dataset(pairs), LanguageUpdate(batch=1))
     monkeypatch.setattr(trl, "DPOTrainer", Spy)
