@@ -139,9 +139,12 @@ def storing(path: Path | str) -> Iterator[None]:
 def refusal(problem: Exception, path: Path | str) -> str:
     """What the system refused, why, and what to do, in one sentence."""
     system_error = re.search(r"([^:]+) \(os error \d+\)", str(problem))  # safetensors'; torch gives no reason
-    reason = getattr(problem, "strerror", None) or (system_error[1].strip() if system_error else "most likely no space")
-    if isinstance(problem, FileExistsError):  # where a folder was to be made
-        reason = os.strerror(errno.ENOTDIR)
+    if isinstance(problem, OSError):  # FileExistsError: where a folder was to be made
+        reason = (
+            os.strerror(errno.ENOTDIR) if isinstance(problem, FileExistsError) else problem.strerror or str(problem)
+        )
+    else:
+        reason = system_error[1].strip() if system_error else "most likely no space"
     return (
         f"{path}: cannot be written: {reason}; make room, or give a place that can be written to, and start again: "
         "what was finished is kept"

@@ -164,7 +164,7 @@ def change(plan: Plan, **fields: Any) -> Plan:
         raw = to_jsonable_python(dict(plan) | fields)
     except PydanticSerializationError as problem:
         raise RecordError(f"{source}: {problem}") from None
-    changed: Plan = parse(type(plan), raw, source)
+    changed: Plan = parse(type(plan), raw, source, "its fields together")
     return changed
 
 
@@ -448,17 +448,17 @@ def _parse(kind: Any, path: Path | str) -> Any:
     return parse(kind, read_json(path, RecordError), str(path))
 
 
-def parse(kind: Any, raw: Any, source: str) -> Any:
+def parse(kind: Any, raw: Any, source: str, whole: str = "the file") -> Any:
     """A model of this module from what a JSON file holds, or a part of it.
 
     Raises:
-        RecordError: naming the source and, where the value does not fit the schema, the field.
+        RecordError: naming the source and, where the value does not fit the schema, the field, or `whole`.
     """
     try:
         return kind.model_validate_json(json.dumps(raw))  # from JSON, since strict Python input takes no list as tuple
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
-        place = ".".join(str(step) for step in first["loc"]) or "the file"
+        place = ".".join(str(step) for step in first["loc"]) or whole
         raise RecordError(f"{source}: {place}: {first['msg']}") from None
     except RecursionError:
         raise RecordError(f"{source}: is nested too deeply to be a record") from None

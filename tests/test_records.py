@@ -573,7 +573,7 @@ def test_a_changed_experiment_is_another_one():
         ({"learning_rate": float("nan")}, "learning_rate: "),
         ({"learning_rate": object()}, "Unable to serialize unknown type"),
         ({"name": "My Experiment"}, "name: String should match pattern"),
-        ({"average_last": 9}, "there are no 9 of 3 epochs to average"),
+        ({"average_last": 9}, "'old': its fields together: Value error, average_last: there are no 9 of 3 epochs"),
         ({"evaluations": {}}, "evaluations: "),
     ],
 )
