@@ -8,7 +8,7 @@ import torch
 from families import BERT, MUST_LEARN, OTHERS, ROWS, TEXTS, asked, save_family, squad_file, tokenizer_of
 from tokenizers import Tokenizer, pre_tokenizers, processors, trainers
 from tokenizers import models as vocabularies
-from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerFast
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedTokenizerFast
 
 from qa_helpers import machine
 from qa_helpers.evaluation import answer
@@ -181,7 +181,7 @@ def test_padding_and_cutting_are_on_the_right_whatever_the_files_say(tmp_path, i
     tokenizer = tokenizer_of(BERT)
     tokenizer.padding_side = tokenizer.truncation_side = "left"
     source = save_family("Bert", tmp_path, tokenizer, head="ForQuestionAnswering")
-    expected = tokenizer_of(BERT)
+    expected = AutoTokenizer.from_pretrained(source, padding_side="right", truncation_side="right")
     long = asked(9, " ".join(TEXTS * 6), "1871", "When?")
     windows, wanted = (make_windows([long, *ROWS], one, 100, 30) for one in (load_tokenizer(source), expected))
     assert [window.inputs for window in windows] == [window.inputs for window in wanted]
@@ -287,7 +287,7 @@ SCRIPTS = [
     "\u1100\u1161\u11a8 \u1100\u1161\u11a8 b",
     "\uff76\uff9e\uff97\uff7d x",
     "don``t ''q'' \ufb01 \ufdfa \u0130stanbul \ud3ec",
-    "日本語 😀 x \u3000 \u00a0w  e\u0301\tz\n\ny",
+    "日本語 😀 x \u3000 \u00a0w  e\u0301 z",
 ]
 
 
@@ -307,7 +307,8 @@ def test_each_words_label_is_the_word_in_every_tokenizer_and_script(kind, text):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_text_makes_a_control_token(kind):
     tokenizer = tokenizer_of(KINDS[kind])
-    control = [token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token]
+    unknown = {tokenizer.unk_token} - {tokenizer.eos_token}  # GPT-2 has one token for both
+    control = [token for token in tokenizer.all_special_tokens if token not in unknown][:8]
     typed = " ".join([*control, "the mill", *control])
     plain, spelled = (
         make_windows([{"question": text, "context": text}], tokenizer)[0].inputs["input_ids"]
