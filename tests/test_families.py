@@ -30,7 +30,7 @@ def by_heart(model, folder, **settings):
     """Train a model folder on the eight answers and ask them: the run, the model and its tokenizer."""
     for name in ("train", "dev"):
         (folder / f"{name}.json").write_text(squad_file(ROWS))
-    options = {"epochs": 25, "batch_size": 4, "learning_rate": 4e-3, "probe_size": 0} | settings
+    options = {"epochs": 50, "batch_size": 8, "learning_rate": 4e-3, "probe_size": 0} | settings
     run = run_experiment(Experiment(name="learned", data=str(folder), model=model, **options), folder / "runs")
     return run, *load_trained("learned", folder / "runs")
 
