@@ -218,9 +218,12 @@ def token_characters(context: str, offsets: np.ndarray) -> np.ndarray:
     depth = np.cumsum(np.bincount(starts, minlength=size) - np.bincount(ends, minlength=size))[:-1]
     for position in np.flatnonzero((depth == 0) & ~space).tolist():  # in no token
         before = np.flatnonzero((ends == position) & (starts < position))
+        kind = unicodedata.category(context[position])[0]
         if len(before) and _continues(context[starts[before[0]] : position], context[position]):
             ends[before] = position + 1
-        elif unicodedata.category(context[position])[0] in "LN":
+        elif kind in "PS" and context[position] != "\ufffd":  # of two signs that were made one, the first
+            starts[(starts == position + 1) & (starts < ends)] = position
+        elif kind in "LN":
             raise ModelError(
                 f"the model's tokenizer leaves out '{context[position]}' of {context[position : position + 30]!r}, so "
                 "that answers cannot be cut from a passage; choose another model"

@@ -133,7 +133,7 @@ MUST_LEARN = {
     "Albert": (ALBERT, CALM | POSITIONS | {"embedding_size": 16}),
     "MPNet": (MPNET, CALM | {"max_position_embeddings": 386}),
     "XLMRoberta": (XLM_R, CALM | {"max_position_embeddings": 386, "type_vocab_size": 1}),
-    "ModernBert": (ROBERTA, ROTARY | POSITIONS),
+    "ModernBert": (ROBERTA, ROTARY | POSITIONS | {"initializer_range": 0.05}),
 }
 OTHERS = {
     "BigBird": (BIG_BIRD, CALM | POSITIONS),

@@ -248,6 +248,7 @@ def test_a_mark_that_the_tokenizer_drops_stays_with_its_letter(tokenizer, contex
         ("\u1100\u1161\u11a8 b", [(0, 1), (4, 5)], [(0, 3), (4, 5)]),  # NFC makes one letter of these three
         ("\uff76\uff9e b", [(0, 1), (3, 4)], [(0, 2), (3, 4)]),  # NFKC, of these two
         ("``b", [(0, 1), (2, 3)], [(0, 2), (2, 3)]),  # two signs that ALBERT's tokenizer makes one
+        (" ''b", [(2, 3), (3, 4)], [(1, 3), (3, 4)]),
         ("b\u0301", [(0, 1), (0, 1)], [(0, 2), (0, 2)]),  # two tokens that share a letter
         ("b\u200b\ufffd c", [(0, 1), (4, 5)], [(0, 1), (4, 5)]),  # what no reader sees belongs to no answer
         (" \u0301b", [(2, 3)], [(2, 3)]),  # a mark on nothing
