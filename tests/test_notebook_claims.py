@@ -102,7 +102,7 @@ def set_side_by_side_unseen(code: str) -> list[str]:
         name = ast.unparse(call.func)
         if name == "zip" and re.search(r"predict|question|answers", words) and not re.search(r"\bid\b", asserted):
             faults.append(words)
-        if name in ("paired_difference", "mcnemar") and "paired_columns" not in code:
+        if name in ("paired_difference", "mcnemar") and "paired_columns" not in code and ".id ==" not in asserted:
             faults.append(words)
     return faults
 
@@ -113,9 +113,10 @@ def test_a_comparison_without_ids_is_found() -> None:
     assert not set_side_by_side_unseen('assert list(few["id"]) == [r.id for r in zero_shot]\n' + zipped)
     assert set_side_by_side_unseen('paired_difference(*(r.column("f1", "all") for r in (a, b)))')
     assert not set_side_by_side_unseen("paired_difference(*paired_columns(a, b))")
+    assert not set_side_by_side_unseen("assert a.questions.id == b.questions.id\n" + "mcnemar(em(a), em(b))")
 
 
-@pytest.mark.parametrize("notebook", [START, WHY])
+@pytest.mark.parametrize("notebook", [START, WHY, "02_class_baseline", "03_scaling_experiments"])
 def test_questions_set_side_by_side_have_their_ids_compared(notebook: str) -> None:
     assert [fault for code in blocks(notebook) for fault in set_side_by_side_unseen(code)] == []
 
