@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qa_helpers.files import CourseError, check_writable, hub_is_off, refusal, user_path
-from qa_helpers.first_cell import lacking
+from qa_helpers.common.io import CourseError, check_writable, hub_is_off, refusal, user_path
+from qa_helpers.course.first_cell import lacking
 
 INSTALL = "python -m pip install -r requirements.txt"
 
@@ -58,7 +58,7 @@ def _drop_output() -> None:
 
 def _run_command(arguments: list[str]) -> int:
     if arguments[:1] == ["notebooks"]:  # has a parser of its own, and needs neither torch nor transformers
-        from qa_helpers.notebooks import main as run_notebooks
+        from qa_helpers.course.notebooks import main as run_notebooks
 
         return run_notebooks(arguments[1:])
     options = _parser().parse_args(arguments)
@@ -123,8 +123,8 @@ def _positive(text: str) -> int:
 # ---- commands --------------------------------------------------------------------------------------------------
 def run(options: argparse.Namespace) -> int:
     """Run one experiment and print its scores."""
-    from qa_helpers.records import RecordError, format_report, read_experiment, write_record
-    from qa_helpers.scales import named_experiments
+    from qa_helpers.experiment.catalogue import named_experiments
+    from qa_helpers.experiment.record import RecordError, format_report, read_experiment, write_record
 
     named = named_experiments()
     if options.list:
@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> int:
             size = experiment.train_size or "all"
             print(f"{name:28} {experiment.data}, {size} questions, {experiment.epochs} epochs, {experiment.model}")
         return 0
-    from qa_helpers.experiments import run_experiment  # not above: torch takes seconds, and the list needs none
+    from qa_helpers.experiment.store import run_experiment  # not above: torch takes seconds, and the list needs none
 
     if options.experiment is None:
         raise RecordError("name an experiment that --list shows, or a JSON file that describes one")
@@ -151,8 +151,8 @@ def run(options: argparse.Namespace) -> int:
 
 def sweep(options: argparse.Namespace) -> int:
     """Run lists of experiments and print a table of their scores; 1 if one failed."""
-    from qa_helpers.records import format_report
-    from qa_helpers.sweep import read_experiments, run_sweep
+    from qa_helpers.experiment.record import format_report
+    from qa_helpers.experiment.sweep import read_experiments, run_sweep
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by another program: as by Ctrl-C
     runs, failures = run_sweep(read_experiments(options.lists), options.folder, options.records, options.processes)
@@ -165,14 +165,14 @@ def sweep(options: argparse.Namespace) -> int:
 
 def rerun(options: argparse.Namespace) -> int:
     """Run records again; 1 if a score is off."""
-    from qa_helpers import experiments
-    from qa_helpers.records import read_record
+    from qa_helpers.experiment import store
+    from qa_helpers.experiment.record import read_record
 
     worst = 0
     for record, path in [(read_record(path), path) for path in options.records]:
         print(f"{record.experiment.name}: what is run")
         print(f"  {record.experiment.model_dump_json(exclude={'name'})}", flush=True)  # before it is trained
-        _, comparisons = experiments.rerun(record, options.folder, beside=path.parent)
+        _, comparisons = store.rerun(record, options.folder, beside=path.parent)
         print(f"  {'figure':34} recorded     now  tolerance")
         for one in comparisons:
             print(f"  {one.figure:34} {one.recorded:8.2f} {one.now:7.2f} {one.tolerance:10.2f}  {one.verdict}")
@@ -182,10 +182,10 @@ def rerun(options: argparse.Namespace) -> int:
 
 def chain(options: argparse.Namespace) -> int:
     """Run one chain of RLHF and print what its reward models and policies are worth."""
-    from qa_helpers.records import RecordError
-    from qa_helpers.rlhf.chains import run_chain
+    from qa_helpers.experiment.record import RecordError
+    from qa_helpers.rlhf.chain import run_chain
     from qa_helpers.rlhf.plans import named_chains
-    from qa_helpers.rlhf.records import format_chain, read_plan, write_chain
+    from qa_helpers.rlhf.record import format_chain, read_plan, write_chain
 
     named = named_chains()
     if options.chain in named:
@@ -203,10 +203,10 @@ def chain(options: argparse.Namespace) -> int:
 
 def language_chain(options: argparse.Namespace) -> int:
     """Run one chain of RLHF on a language model and print what came of it."""
-    from qa_helpers.files import read_json, write_atomically
-    from qa_helpers.records import RecordError, parse
-    from qa_helpers.rlhf.language_chains import named_language_chains, run_language_chain
-    from qa_helpers.rlhf.language_records import LanguageChain, format_language_chain
+    from qa_helpers.common.io import read_json, write_atomically
+    from qa_helpers.experiment.record import RecordError, parse
+    from qa_helpers.rlhf.language.chain import named_language_chains, run_language_chain
+    from qa_helpers.rlhf.language.record import LanguageChain, format_language_chain
 
     named = named_language_chains()
     if options.chain in named:
@@ -224,12 +224,12 @@ def language_chain(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Print a table of records, or put it into a file."""
-    from qa_helpers.records import format_report, read_record, replace_report
+    from qa_helpers.experiment.record import format_report, read_record, replace_report
 
     records = [read_record(path) for path in options.records]
     text = format_report(records)
     if options.picture:
-        from qa_helpers.plots import save_report_picture
+        from qa_helpers.report.plots import save_report_picture
 
         save_report_picture(records, options.picture)
     if options.into:
@@ -241,9 +241,9 @@ def report(options: argparse.Namespace) -> int:
 
 def counts(options: argparse.Namespace) -> int:
     """Count recorded answers in every way that forgives no article, and write the counts to a file."""
-    from qa_helpers.counts import count_records, write_counts
-    from qa_helpers.data import ASSETS
-    from qa_helpers.records import read_record
+    from qa_helpers.data.squad import ASSETS
+    from qa_helpers.experiment.record import read_record
+    from qa_helpers.report.counts import count_records, write_counts
 
     counted = count_records({path.stem: read_record(path) for path in options.records}, options.data)
     print(f"{len(counted.runs)} runs counted: {write_counts(counted, options.data, options.folder or ASSETS)}")
@@ -265,8 +265,8 @@ def check(options: argparse.Namespace) -> int:
 
 def machine_report() -> tuple[list[tuple[str, str]], bool]:
     """What `check` prints, and whether the quick scale has all that it needs."""
-    from qa_helpers.machine import describe_machine
-    from qa_helpers.models import PACKAGED
+    from qa_helpers.common.device import describe_machine
+    from qa_helpers.model.load import PACKAGED
 
     machine = describe_machine()
     versions = machine["versions"]
@@ -290,7 +290,7 @@ def machine_report() -> tuple[list[tuple[str, str]], bool]:
 
 
 def _data_report(name: str) -> tuple[bool, str]:
-    from qa_helpers.data import HUB_NAME, find_file, load_qa
+    from qa_helpers.data.squad import HUB_NAME, find_file, load_qa
 
     try:
         if find_file(name, "train") is None:
@@ -305,7 +305,7 @@ def _data_report(name: str) -> tuple[bool, str]:
 
 
 def _model_report(name: str) -> tuple[bool, str]:
-    from qa_helpers.models import PACKAGED, find_packaged
+    from qa_helpers.model.load import PACKAGED, find_packaged
 
     try:
         find_packaged(name)

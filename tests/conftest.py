@@ -17,7 +17,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "course")
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from qa_helpers.models import load_tokenizer
+    from qa_helpers.model.load import load_tokenizer
 
     return load_tokenizer()
 
@@ -25,7 +25,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def course():
     """CourseQA's training questions, as rows."""
-    from qa_helpers.data import ASSETS, read_squad_file
+    from qa_helpers.data.squad import ASSETS, read_squad_file
 
     return read_squad_file(ASSETS / "courseqa" / "train.json")
 
@@ -33,8 +33,8 @@ def course():
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A runs folder with one finished run, "finished", which no test changes; and the run."""
-    from qa_helpers.experiments import run_experiment
-    from qa_helpers.records import EvalSet, Experiment
+    from qa_helpers.experiment.record import EvalSet, Experiment
+    from qa_helpers.experiment.store import run_experiment
 
     folder: Path = tmp_path_factory.mktemp("runs")
     experiment = Experiment(

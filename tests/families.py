@@ -16,7 +16,7 @@ ORCHARD = "Three sisters planted the orchard, 40 trees in all, and sold pears at
 
 
 def asked(number, context, text, question):
-    """A row in the form of `qa_helpers.data`."""
+    """A row in the form of `qa_helpers.data.squad`."""
     answers = {"text": [text], "answer_start": [context.index(text)]}
     return {"id": str(number), "title": "Village", "question": question, "context": context, "answers": answers}
 

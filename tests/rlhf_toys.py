@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from qa_helpers.evaluation import MAX_ANSWER_TOKENS
-from qa_helpers.features import Window
-from qa_helpers.machine import describe_machine
-from qa_helpers.records import Machine
+from qa_helpers.common.device import describe_machine
+from qa_helpers.data.windows import Window
+from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
+from qa_helpers.experiment.record import Machine
 from qa_helpers.rlhf.policy import Question
-from qa_helpers.rlhf.records import Chain, ChainRun, Columns, PolicyPlan, PolicyResult, RewardResult
+from qa_helpers.rlhf.record import Chain, ChainRun, Columns, PolicyPlan, PolicyResult, RewardResult
 from qa_helpers.rlhf.reference import Reference
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from qa_helpers import experiments
 from qa_helpers.__main__ import machine_report, main
-from qa_helpers.records import Experiment, read_record
-from qa_helpers.scales import named_experiments
+from qa_helpers.experiment import store
+from qa_helpers.experiment.catalogue import named_experiments
+from qa_helpers.experiment.record import Experiment, read_record
 
 TINY = {
     "name": "tiny",
@@ -48,9 +48,7 @@ def test_rerun_shows_the_experiment_before_it_is_trained(
     tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(
-        experiments, "rerun", lambda *_args, **_options: seen.append(capsys.readouterr().out) or (0, [])
-    )
+    monkeypatch.setattr(store, "rerun", lambda *_args, **_options: seen.append(capsys.readouterr().out) or (0, []))
     assert main(["rerun", str(tiny_run / "record.json")]) == 0
     assert '"train_size":16' in seen[0]
 
@@ -130,9 +128,9 @@ def test_check_without_squad_or_network(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_check_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qa_helpers import data
+    from qa_helpers.data import squad
 
-    monkeypatch.setattr(data, "ASSETS", Path("nowhere"))
+    monkeypatch.setattr(squad, "ASSETS", Path("nowhere"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     lines, complete = machine_report()
     assert not complete

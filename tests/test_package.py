@@ -1,6 +1,7 @@
 """The package as a whole: quick to import, its modules in one order, no unsafe loading, its data as published."""
 
 import ast
+import graphlib
 import hashlib
 import json
 import statistics
@@ -11,84 +12,90 @@ from pathlib import Path
 import pytest
 
 import qa_helpers
-from qa_helpers.data import ASSETS
+from qa_helpers.data.squad import ASSETS
 
 PACKAGE = Path(qa_helpers.__file__).parent
-# Each module imports only from those above it; a package stands here as one.
-ORDER = [
-    "files",
-    "first_cell",
-    "machine",
-    "rows",
+# What lies in a folder imports only from it and from those before it.
+STAGES = (
+    "common",
     "data",
-    "cloze",
-    "tuning",
-    "features",
-    "models",
-    "soft_labels",
+    "model",
     "training",
     "evaluation",
-    "language_model",
-    "retrieval",
-    "statistics",
-    "scaling",
-    "diagnosis",
-    "records",
-    "counts",
-    "scales",
-    "ideas",
-    "lineage",
-    "experiments",
-    "sweep",
-    "rankings",
+    "experiment",
+    "report",
     "rlhf",
-    "plots",
-    "checks",
     "widgets",
-    "grading",
-    "notebooks",
-    "nbval_tolerance",
+    "course",
     "__main__",
-]
+)
 SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def module_of(path):
-    """A file's place in `ORDER`, by name."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def name_of(path):
+    """A file's name as a module."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported(tree):
-    """The modules of this package that a module imports anywhere, also inside functions."""
-    for node in ast.walk(tree):
+MODULES = {name_of(path): path for path in SOURCES}
+
+
+def imported(path):
+    """The modules of this package that a module imports anywhere, also inside functions, and relatively too."""
+    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    for node in ast.walk(SOURCES[path]):
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports inside the package name it in full"
-            if node.module == "qa_helpers":
-                yield from (alias.name for alias in node.names)
-            elif (node.module or "").startswith("qa_helpers."):
-                yield node.module.split(".")[1]
+            parents = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            module = ".".join([*parents, *filter(None, [node.module])])
+            if module.split(".")[0] == "qa_helpers":
+                named = [f"{module}.{alias.name}" for alias in node.names]
+                yield from (name if name in MODULES else module for name in named)
         elif isinstance(node, ast.Import):
-            for alias in node.names:
-                assert alias.name != "qa_helpers", "names what it needs of the package"
-                if alias.name.startswith("qa_helpers."):
-                    yield alias.name.split(".")[1]
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "qa_helpers")
 
 
-def test_the_order_is_of_all_modules_and_of_no_others():
-    modules = {module_of(path) for path in SOURCES} - {"__init__"}
-    assert sorted(ORDER) == sorted(modules)
+def stage_of(module):
+    """The folder, or file at the top, in which a module lies."""
+    return module.split(".")[1]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_modules_import_only_from_those_above(path):
-    module = module_of(path)
-    above = [] if module == "__init__" else ORDER[: ORDER.index(module)] + ([module] if path.parent != PACKAGE else [])
-    assert set(imported(SOURCES[path])) <= set(above)
+def test_every_module_lies_in_a_stage_and_every_stage_is_there():
+    assert {stage_of(module) for module in MODULES if module != "qa_helpers"} == set(STAGES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_stage_imports_only_from_those_before_it(module):
+    found = set(imported(MODULES[module]))
+    assert found <= set(MODULES) - {"qa_helpers"}, "imports name the module that defines what they need"
+    before = () if module == "qa_helpers" else STAGES[: STAGES.index(stage_of(module)) + 1]
+    assert {stage_of(name) for name in found} <= set(before)
+
+
+def test_no_module_needs_itself():
+    graph = graphlib.TopologicalSorter({module: set(imported(path)) for module, path in MODULES.items()})
+    assert len(list(graph.static_order())) == len(MODULES)  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from qa_helpers.common import io", "qa_helpers.common.io"),
+        ("def lazily():\n    from qa_helpers.common.io import read_json", "qa_helpers.common.io"),
+        ("import qa_helpers.common.io", "qa_helpers.common.io"),
+        ("from . import rows", "qa_helpers.data.rows"),
+        ("from ..common.io import read_json", "qa_helpers.common.io"),
+        ("from .rows import DataError", "qa_helpers.data.rows"),
+    ],
+)
+def test_every_form_of_an_import_is_seen(monkeypatch, source, found):
+    path = PACKAGE / "data" / "squad.py"
+    monkeypatch.setitem(SOURCES, path, ast.parse(source))
+    assert list(imported(path)) == [found]
 
 
 def test_evaluation_is_used_by_the_experiments_and_not_by_the_training():
-    assert "evaluation" in set(imported(SOURCES[PACKAGE / "experiments.py"]))
-    assert "evaluation" not in set(imported(SOURCES[PACKAGE / "training.py"]))
+    assert "evaluation" in {stage_of(name) for name in imported(PACKAGE / "experiment" / "store.py")}
+    assert "evaluation" not in {stage_of(name) for name in imported(PACKAGE / "training" / "trainer.py")}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -109,7 +116,7 @@ def test_nothing_is_unpickled_and_no_foreign_code_is_run(path):
 
 
 def test_experiments_are_changed_by_what_checks_them():
-    """pydantic's `model_copy(update=...)` checks nothing: `records.change` takes its place, also in the notebooks."""
+    """pydantic's `model_copy(update=...)` checks nothing: `record.change` takes its place, also in the notebooks."""
     for path in [*SOURCES, *(PACKAGE.parent / "notebooks").glob("*.ipynb")]:
         assert "model_copy(" not in path.read_text(encoding="utf-8"), path
 
@@ -129,7 +136,8 @@ def test_the_package_is_imported_within_half_a_second_without_torch():
 
 
 def test_reading_data_loads_neither_torch_nor_transformers():
-    program = "import sys, qa_helpers.data; print({'torch', 'transformers', 'datasets'} & set(sys.modules) or 'none')"
+    heavy = "{'torch', 'transformers', 'datasets'}"
+    program = f"import sys, qa_helpers.data.squad; print({heavy} & set(sys.modules) or 'none')"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "none"
 

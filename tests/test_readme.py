@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qa_helpers.records import REPORT_MARKS, format_report, read_record
-from qa_helpers.statistics import paired_difference
+from qa_helpers.evaluation.statistics import paired_difference
+from qa_helpers.experiment.record import REPORT_MARKS, format_report, read_record
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

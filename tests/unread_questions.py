@@ -3,9 +3,10 @@
 What `qa_helpers/assets/unread-questions.json` holds, and the command that found it; with a sound version, none.
 """
 
-from qa_helpers.data import load_qa
-from qa_helpers.features import make_windows
-from qa_helpers.models import ModelError, load_tokenizer
+from qa_helpers.common.io import ModelError
+from qa_helpers.data.squad import load_qa
+from qa_helpers.data.windows import make_windows
+from qa_helpers.model.load import load_tokenizer
 
 if __name__ == "__main__":
     tokenizer = load_tokenizer()

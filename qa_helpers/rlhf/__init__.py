@@ -12,15 +12,12 @@ reference, the gradient, and the best policy that the objective allows.
     reward        a Bradley-Terry reward model on the reference's states, and what it learned
     outcomes      what a policy is worth on held-out questions: reward, KL, EM, F1, length
     updates       the loops that change the policy
-    records       a whole chain of these as an experiment, and its record
+    record        a whole chain of these as an experiment, and its record
     plans         the course's chains
-    chains        running one
+    chain         running one
+    comparison    what the chains of several seeds say together
+    ranking_store what people prefer: pairs of answers, a file of choices, agreement between users
 
-On a language model, which writes its answers, the same chain is estimated from samples and trained through trl:
-
-    language_answers   answers in its own words, and their pairs
-    language_reward    a Bradley-Terry reward model on them
-    language_updates   DPO and GRPO; what the model is worth before and after
-    language_records   the whole chain as an experiment, and its record
-    language_chains    the course's chains, and running one
+On a language model, which writes its answers, the same chain is estimated from samples and trained through trl: see
+`rlhf.language`.
 """

@@ -9,9 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from qa_helpers.records import RecordError
-from qa_helpers.rlhf.records import ChainRun, Columns
-from qa_helpers.statistics import (
+from qa_helpers.evaluation.statistics import (
     PERCENT_BOUNDS,
     UNBOUNDED,
     Interval,
@@ -20,6 +18,8 @@ from qa_helpers.statistics import (
     paired_difference,
     win_rate,
 )
+from qa_helpers.experiment.record import RecordError
+from qa_helpers.rlhf.record import ChainRun, Columns
 
 PERCENT = ("exact_match", "f1", "agreement")  # columns whose means are given in percent
 

@@ -1,8 +1,8 @@
 """The course's chains of RLHF: the reward models and policies that notebook 04 compares, at each scale."""
 
-from qa_helpers.records import change
-from qa_helpers.rlhf.records import Chain, PolicyPlan, RewardPlan
-from qa_helpers.scales import SCALES, SEEDS, Scale
+from qa_helpers.experiment.catalogue import SCALES, SEEDS, Scale
+from qa_helpers.experiment.record import change
+from qa_helpers.rlhf.record import Chain, PolicyPlan, RewardPlan
 
 REWARDS = (
     RewardPlan(name="own"),

@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from qa_helpers.evaluation import MAX_ANSWER_TOKENS
-from qa_helpers.features import Window, make_windows
-from qa_helpers.machine import autocast
-from qa_helpers.rows import check_rows
+from qa_helpers.common.device import autocast
+from qa_helpers.data.rows import check_rows
+from qa_helpers.data.windows import Window, make_windows
+from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
 
 
 @dataclass(frozen=True)
 class Question:
     """A question whose passage fits one window, so that the spans of that window are all its answers."""
 
-    row: dict[str, Any]  # with the columns of `qa_helpers.data`
+    row: dict[str, Any]  # with the columns of `qa_helpers.data.squad`
     window: Window
 
     @property

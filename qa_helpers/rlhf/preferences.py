@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from qa_helpers.evaluation import MAX_ANSWER_TOKENS, f1
+from qa_helpers.data.rows import given_answers
+from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS, f1
 from qa_helpers.rlhf.policy import Question, sample, to_action, to_span
-from qa_helpers.rows import given_answers
 
 MARGIN = 0.2  # of agreement: a word more or less in a long answer is no preference
 MOST_PAIRS = 12  # of one question: one with many candidates that differ is not to outweigh the others

@@ -1,18 +1,18 @@
-"""What people ranked by hand, see `qa_helpers.rankings`, as pairs of a policy's actions."""
+"""What people ranked by hand, see `qa_helpers.rlhf.ranking_store`, as pairs of a policy's actions."""
 
 from collections.abc import Iterable, Sequence
 
-from qa_helpers.evaluation import MAX_ANSWER_TOKENS
-from qa_helpers.rankings import Ranking, RankingError
+from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
 from qa_helpers.rlhf.policy import Question, to_action
 from qa_helpers.rlhf.preferences import Pair
+from qa_helpers.rlhf.ranking_store import Ranking, RankingError
 
 
 def ranking_pairs(rankings: Iterable[Ranking], questions: Sequence[Question]) -> list[Pair]:
     """The pairs that were ranked, one for each user that preferred one answer; ties and skipped ones make none.
 
     Args:
-        rankings: those that count, from `rankings.read_rankings`.
+        rankings: those that count, from `ranking_store.read_rankings`.
         questions: among which theirs are.
 
     Raises:

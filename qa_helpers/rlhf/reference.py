@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qa_helpers.evaluation import BATCH_SIZE
-from qa_helpers.machine import evaluation_mode, progress_bar
+from qa_helpers.common.device import evaluation_mode, progress_bar
+from qa_helpers.evaluation.span_answers import BATCH_SIZE
 from qa_helpers.rlhf.policy import Question, forward, passage_mask, span_log_probs
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qa_helpers.machine import evaluation_mode, progress_bar
+from qa_helpers.common.device import evaluation_mode, progress_bar
 from qa_helpers.rlhf.losses import (
     dpo_loss,
     group_advantage,

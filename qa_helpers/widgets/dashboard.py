@@ -8,10 +8,10 @@ from typing import Any
 import ipywidgets
 from matplotlib.figure import Figure
 
-from qa_helpers.evaluation import CATEGORIES
-from qa_helpers.experiments import load_records
-from qa_helpers.files import CourseError
-from qa_helpers.records import METRICS, RecordError, Run
+from qa_helpers.common.io import CourseError
+from qa_helpers.evaluation.span_answers import CATEGORIES
+from qa_helpers.experiment.record import METRICS, RecordError, Run
+from qa_helpers.experiment.store import load_records
 from qa_helpers.widgets.look import Shown, block, labelled, paragraph, picture, problem
 from qa_helpers.widgets.run_views import (
     METRIC_NAMES,

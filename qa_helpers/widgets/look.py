@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import ipywidgets
 from matplotlib.figure import Figure
 
-from qa_helpers.plots import BLUE, ORANGE, SKY
+from qa_helpers.report.plots import BLUE, ORANGE, SKY
 
 # JupyterLab's variables follow its theme. A page without them takes the colours of the fall-back, which name both
 # foreground and background.

@@ -15,15 +15,15 @@ import ipywidgets
 import numpy as np
 from torch import nn
 
-from qa_helpers import models
-from qa_helpers.data import load_qa
-from qa_helpers.evaluation import Span, best_spans, merge_spans, passage_mask, window_logits
-from qa_helpers.experiments import load_trained, runs_folder
-from qa_helpers.features import Window, make_windows
-from qa_helpers.files import CourseError
-from qa_helpers.machine import default_device
-from qa_helpers.records import RecordError, read_experiment
-from qa_helpers.rows import DataError, check_text, is_blank
+from qa_helpers.common.device import default_device
+from qa_helpers.common.io import CourseError
+from qa_helpers.data.rows import DataError, check_text, is_blank
+from qa_helpers.data.squad import load_qa
+from qa_helpers.data.windows import Window, make_windows
+from qa_helpers.evaluation.span_answers import Span, best_spans, merge_spans, passage_mask, window_logits
+from qa_helpers.experiment.record import RecordError, read_experiment
+from qa_helpers.experiment.store import load_trained, runs_folder
+from qa_helpers.model import load
 from qa_helpers.widgets.look import Mark, Shown, block, button, labelled, paragraph, passage, problem, table
 
 MOST_CHARACTERS = 30_000  # of a passage, before it is cut into tokens
@@ -215,7 +215,7 @@ def _has_span_model(home: Path) -> bool:
 
 
 def _untrained() -> tuple[nn.Module, Any]:
-    return models.load_qa_model("minilm").eval().to(default_device()), models.load_tokenizer("minilm")
+    return load.load_qa_model("minilm").eval().to(default_device()), load.load_tokenizer("minilm")
 
 
 def examples(name: str = "courseqa") -> dict[str, tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import ipywidgets
 
-from qa_helpers.rankings import Pair, RankingError, RankingSession
+from qa_helpers.rlhf.ranking_store import Pair, RankingError, RankingSession
 from qa_helpers.widgets.look import Mark, Shown, block, button, paragraph, passage, problem
 
 # Nobody reads a pair in half a second: what comes so soon after another click was meant for the pair before.

@@ -24,11 +24,11 @@ from typing import Any, Literal
 
 import ipywidgets
 
-from qa_helpers.experiments import runs_folder
-from qa_helpers.files import CourseError, read_json, write_atomically
-from qa_helpers.records import Experiment, RecordError, Run, parse, read_record
-from qa_helpers.scales import METHODS, Scale, current_scale, method
-from qa_helpers.training import COMPLETE
+from qa_helpers.common.io import CourseError, read_json, write_atomically
+from qa_helpers.experiment.catalogue import METHODS, Scale, current_scale, method
+from qa_helpers.experiment.record import Experiment, RecordError, Run, parse, read_record
+from qa_helpers.experiment.store import runs_folder
+from qa_helpers.training.trainer import COMPLETE
 from qa_helpers.widgets.look import Shown, block, button, labelled, paragraph, problem, table
 
 POLL_SECONDS = 0.2  # how often the process is looked at

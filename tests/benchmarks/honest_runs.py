@@ -21,12 +21,12 @@ from typing import Any
 
 from tables import print_table
 
-from qa_helpers.experiments import load_records
-from qa_helpers.files import project_folder, write_atomically
-from qa_helpers.nbval_tolerance import FLOAT, parse_tolerance
-from qa_helpers.notebooks import execute_notebook, read_notebook
-from qa_helpers.records import Experiment, Run, read_record
-from qa_helpers.scales import SCALES, replay
+from qa_helpers.common.io import project_folder, write_atomically
+from qa_helpers.course.nbval_tolerance import FLOAT, parse_tolerance
+from qa_helpers.course.notebooks import execute_notebook, read_notebook
+from qa_helpers.experiment.catalogue import SCALES, replay
+from qa_helpers.experiment.record import Experiment, Run, read_record
+from qa_helpers.experiment.store import load_records
 
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 FP32 = {"QA_PRECISION": "fp32"}

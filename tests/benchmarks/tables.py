@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from qa_helpers.machine import describe_machine
+from qa_helpers.common.device import describe_machine
 
 
 def machine_line() -> str:

@@ -9,9 +9,9 @@ from statistics import median
 import pytest
 from tables import print_table
 
-from qa_helpers.files import project_folder
-from qa_helpers.notebooks import read_notebook
-from qa_helpers.records import read_record
+from qa_helpers.common.io import project_folder
+from qa_helpers.course.notebooks import read_notebook
+from qa_helpers.experiment.record import read_record
 
 pytestmark = pytest.mark.benchmark
 

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import pytest
 from faults import FAULTS, Fault
 
-from qa_helpers.files import project_folder
+from qa_helpers.common.io import project_folder
 
 pytestmark = pytest.mark.faults
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tables import print_table
 
-from qa_helpers.data import load_qa
-from qa_helpers.models import load_qa_model, load_tokenizer
+from qa_helpers.data.squad import load_qa
+from qa_helpers.model.load import load_qa_model, load_tokenizer
 from qa_helpers.widgets.playground import answered_html, ask
 
 pytestmark = pytest.mark.benchmark

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tables import print_table
 
-from qa_helpers.evaluation import MAX_ANSWER_TOKENS, best_spans
-from qa_helpers.features import MAX_LENGTH
+from qa_helpers.data.windows import MAX_LENGTH
+from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS, best_spans
 
 pytestmark = pytest.mark.benchmark
 

@@ -1,4 +1,4 @@
-"""Training: `qa_helpers.training.train` against a plain `transformers.Trainer` that leaves everything at its default.
+"""Training: `qa_helpers.training.trainer.train` against a plain `transformers.Trainer` that leaves all at its default.
 
 Both get the same questions, windows, initial weights, epochs, batch size, learning rate and seed. The plain way is
 what the well-known example scripts do: float32, every window padded to 384 tokens, batches in random order, the
@@ -30,13 +30,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from qa_helpers.data import load_qa
-from qa_helpers.evaluation import answer, evaluate
-from qa_helpers.features import MAX_LENGTH, make_windows, training_features
-from qa_helpers.machine import default_device, has_native_bf16, quiet, set_seed
-from qa_helpers.models import load_qa_model, load_tokenizer, resolve
-from qa_helpers.statistics import bootstrap_mean, paired_difference
-from qa_helpers.training import Settings, train
+from qa_helpers.common.device import default_device, has_native_bf16, quiet, set_seed
+from qa_helpers.data.squad import load_qa
+from qa_helpers.data.windows import MAX_LENGTH, make_windows, training_features
+from qa_helpers.evaluation.span_answers import answer, evaluate
+from qa_helpers.evaluation.statistics import bootstrap_mean, paired_difference
+from qa_helpers.model.load import load_qa_model, load_tokenizer, resolve
+from qa_helpers.training.trainer import Settings, train
 
 pytestmark = pytest.mark.benchmark
 
@@ -99,7 +99,7 @@ train_grouped = partial(train_stock, padding="longest", train_sampling_strategy=
 train_bf16 = partial(train_grouped, bf16=has_native_bf16(), use_cpu=default_device().type == "cpu")
 
 STOCK = Way("plain Trainer", load_stock, train_stock)
-OURS = Way("qa_helpers.training", load_ours, train)
+OURS = Way("qa_helpers.training.trainer", load_ours, train)
 STEPS = [
     STOCK,
     Way("+ dynamic padding, grouping by length", load_stock, train_grouped),

@@ -20,7 +20,7 @@ from typing import Any
 import nbformat
 from playwright.sync_api import expect
 
-from qa_helpers.notebooks import forget_outputs, normalise, notebook_environment, read_notebook
+from qa_helpers.course.notebooks import forget_outputs, normalise, notebook_environment, read_notebook
 
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "build" / "browser"

@@ -9,13 +9,13 @@ import pytest
 from lab import Lab, NotebookPage, write
 from playwright.sync_api import expect
 
-from qa_helpers.rankings import read_history, read_rankings
+from qa_helpers.rlhf.ranking_store import read_history, read_rankings
 from qa_helpers.widgets.ranking import PAUSE_SECONDS
 
 pytestmark = pytest.mark.browser
 
 SOURCE = """
-from qa_helpers.rankings import Pair, RankingSession
+from qa_helpers.rlhf.ranking_store import Pair, RankingSession
 from qa_helpers.widgets.ranking import RankingWidget
 
 context = "The cats beat the dogs in the final."

@@ -1,0 +1,1 @@
+"""From a data set to windows that a model reads: SQuAD's form, its rows checked, and questions made by cloze."""

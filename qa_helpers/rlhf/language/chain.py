@@ -1,0 +1,227 @@
+"""RLHF on a language model from end to end, with a record: answers, a reward model, DPO and GRPO, what they are worth.
+
+What each method came to is kept as soon as it is there: a chain that was killed goes on with the next one. What it
+simplifies: the changed models are not kept, and the answers to learn on are written again when a chain goes on.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from qa_helpers.common.device import default_device, describe_machine, peak_memory_mib
+from qa_helpers.common.io import read_json, write_atomically
+from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
+from qa_helpers.evaluation.statistics import bootstrap_mean
+from qa_helpers.evaluation.written_answers import load_chat_tokenizer, load_language_model, prompt_tokens
+from qa_helpers.experiment.record import Machine, RecordError, Score, parse
+from qa_helpers.experiment.store import locked, runs_folder
+from qa_helpers.rlhf.language.answers import Asked, answer_pairs, ask, paired_texts, preference_dataset
+from qa_helpers.rlhf.language.record import (
+    LanguageChain,
+    LanguageChainRun,
+    LanguageColumns,
+    LanguageMethod,
+    LanguageResult,
+    LanguageReward,
+    read_language_chain,
+)
+from qa_helpers.rlhf.language.reward import AnswerReward, ranker_margins, reward_function, train_answer_reward
+from qa_helpers.rlhf.language.updates import (
+    LanguageUpdate,
+    import_trl,
+    language_outcome,
+    train_language_dpo,
+    train_language_grpo,
+    with_adapter,
+    without_adapter,
+)
+from qa_helpers.rlhf.preferences import Pair, split_by_article
+
+RECORD = "language-run.json"  # not `run.json`, which marks a run with a model of its own
+
+
+# ---- the course's chains ----------------------------------------------------------------------------------------
+# Learning rates are a guess from supervised training with LoRA, not tuned; GRPO's few steps are noisy.
+def _methods(steps: int, pairs_once: int | None = None) -> tuple[LanguageMethod, ...]:
+    dpo = LanguageMethod(name="dpo", method="dpo", steps=pairs_once, learning_rate=3e-4)
+    return dpo, LanguageMethod(name="grpo", method="grpo", steps=steps, beta=0.05, learning_rate=5e-4)
+
+
+def named_language_chains() -> dict[str, LanguageChain]:
+    """The course's chains on a language model, by name."""
+    chains = (
+        LanguageChain(
+            name="quick-language-seed0",
+            data="courseqa",
+            learn=12,
+            held_out=6,
+            samples=4,
+            methods=_methods(1, 1),
+        ),
+        # A CPU's: half an hour on half a core.
+        LanguageChain(
+            name="small-language-seed0", longest_prompt=150, learn=100, held_out=64, methods=_methods(12, 20)
+        ),
+        # A GPU's; not yet run.
+        LanguageChain(name="class-language-seed0", methods=_methods(100)),
+    )
+    return {chain.name: chain for chain in chains}
+
+
+# ---- running it -------------------------------------------------------------------------------------------------
+@dataclass
+class _Parts:
+    learn: list[dict[str, Any]]
+    stop: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    left_out: int
+
+
+def run_language_chain(chain: LanguageChain, folder: Path | str | None = None) -> LanguageChainRun:
+    """Run a chain, or read its result back if it has been run in this folder.
+
+    Args:
+        chain: what to run.
+        folder: the runs folder; `runs_folder()` if None.
+
+    Raises:
+        CourseError: if trl, the model or the data cannot be had, the folder holds another chain of this name, or
+            another process is running it.
+    """
+    home = runs_folder(folder) / chain.name
+    with locked(home):
+        home.mkdir(parents=True, exist_ok=True)
+        description = home / "language-chain.json"
+        if not description.exists():
+            write_atomically(description, chain.model_dump_json(indent=1) + "\n")
+        elif parse(LanguageChain, read_json(description, RecordError), str(description)) != chain:
+            raise RecordError(f"{home}: holds another chain of the name '{chain.name}'; give this one another name")
+        if (home / RECORD).exists():
+            return read_language_chain(home / RECORD)
+        import_trl()  # first of all: without it, nothing below is worth its time
+        model, tokenizer = load_language_model(chain.model).to(default_device()), load_chat_tokenizer(chain.model)
+        run = _run(chain, model, tokenizer, home)
+        write_atomically(home / RECORD, run.model_dump_json() + "\n")
+        return run
+
+
+def _run(chain: LanguageChain, model: nn.Module, tokenizer: Any, home: Path) -> LanguageChainRun:
+    parts = _questions(chain, tokenizer)
+    learn, stop = (ask(model, tokenizer, rows, chain.samples, chain.seed) for rows in (parts.learn, parts.stop))
+    pairs = answer_pairs(learn, chain.seed)
+    held_out = ask(model, tokenizer, parts.held_out, chain.samples, chain.seed + 1)
+    reward, found = _reward((learn, pairs), (stop, answer_pairs(stop)), (held_out, answer_pairs(held_out)))
+    before = _measure(chain, model, tokenizer, parts, reward)
+    preferences = preference_dataset(paired_texts(learn, pairs))
+    results = {}
+    for plan in chain.methods:
+        path = home / "methods" / f"{plan.name}.json"
+        if not path.exists():
+            model = with_adapter(model, chain.seed)
+            result = _change(chain, plan, model, tokenizer, parts, preferences, reward)
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, result.model_dump_json() + "\n")
+            model = without_adapter(model)
+        results[plan.name] = parse(LanguageResult, read_json(path, RecordError), str(path))
+    machine = describe_machine()
+    machine["versions"]["trl"] = metadata.version("trl")
+    counts = {"learn": parts.learn, "stop": parts.stop, "held out": parts.held_out}
+    return LanguageChainRun(
+        chain=chain,
+        machine=Machine.model_validate(machine),
+        peak_memory_mib=round(peak_memory_mib(), 1),
+        fingerprint=fingerprint(parts.learn + parts.stop + parts.held_out),
+        questions={name: len(rows) for name, rows in counts.items()} | {"left out": parts.left_out},
+        ids=[row["id"] for row in parts.held_out],
+        titles=[row["title"] for row in parts.held_out],
+        reward=found,
+        before=before,
+        methods=results,
+    )
+
+
+def _questions(chain: LanguageChain, tokenizer: Any) -> _Parts:
+    """The questions of each part; no two parts share an article."""
+    pool = list(load_qa(chain.data, "validation"))  # several people answered these
+    lengths = [len(prompt_tokens(tokenizer, row)) for row in pool]
+    kept = [row for row, length in zip(pool, lengths, strict=True) if length <= chain.longest_prompt]
+    if len({row["title"] for row in kept}) < 3:
+        raise DataError(f"fewer than three articles of {chain.data} have prompts of {chain.longest_prompt} tokens")
+    rest, held_out = split_by_article([row["title"] for row in kept], 0.25)
+    learn, stop = split_by_article([kept[i]["title"] for i in rest], 0.2)
+
+    def draw(places: Sequence[int], limit: int) -> list[dict[str, Any]]:
+        chosen = sample_indices(len(places), min(limit, len(places)), 0)  # the same for all seeds
+        return [kept[places[i]] for i in sorted(chosen)]
+
+    return _Parts(
+        draw([rest[i] for i in learn], chain.learn),
+        draw([rest[i] for i in stop], max(4, chain.learn // 4)),
+        draw(held_out, chain.held_out),
+        len(pool) - len(kept),
+    )
+
+
+Ranked = tuple[Sequence[Asked], Sequence[Pair]]
+
+
+def _reward(learn: Ranked, stop: Ranked, held_out: Ranked) -> tuple[AnswerReward, LanguageReward]:
+    reward, history = train_answer_reward(learn, stop)
+    asked, pairs = held_out
+    clusters = [asked[pair.question].row["title"] for pair in pairs]
+    scores = {}
+    if len(set(clusters)) > 1:
+        for name, margin in ranker_margins(reward, asked, pairs).items():
+            scores[name] = Score.of(bootstrap_mean(50 * (np.sign(margin) + 1), clusters=clusters))
+    best = min(history, key=lambda one: one.loss)
+    every = [one for one in history if one.epoch % 10 == 0]
+    return reward, LanguageReward(
+        pairs={"learn": len(learn[1]), "stop": len(stop[1]), "held out": len(pairs)},
+        epochs=[(one.epoch, round(one.loss, 4), round(one.accuracy, 4)) for one in every],
+        best_epoch=best.epoch,
+        accuracy=scores,
+    )
+
+
+def _change(
+    chain: LanguageChain,
+    plan: LanguageMethod,
+    model: nn.Module,
+    tokenizer: Any,
+    parts: _Parts,
+    preferences: Any,
+    reward: AnswerReward,
+) -> LanguageResult:
+    update = LanguageUpdate(plan.steps, plan.batch, chain.samples, plan.beta, plan.learning_rate, chain.seed)
+    begin = time.perf_counter()
+    if plan.method == "dpo":
+        steps = train_language_dpo(model, tokenizer, preferences, update)
+    else:
+        scorer = reward_function(reward, model, tokenizer)
+        steps = train_language_grpo(model, tokenizer, parts.learn, scorer, update)
+    seconds = time.perf_counter() - begin
+    return LanguageResult(
+        steps=[{name: round(value, 4) for name, value in step.items()} for step in steps],
+        final=_measure(chain, model, tokenizer, parts, reward),
+        seconds=round(seconds, 1),
+    )
+
+
+def _measure(
+    chain: LanguageChain, model: nn.Module, tokenizer: Any, parts: _Parts, reward: AnswerReward
+) -> LanguageColumns:
+    found = language_outcome(model, tokenizer, parts.held_out, reward, chain.samples, chain.seed + 2)
+    rounded = {name: np.round(getattr(found, name), 4).tolist() for name in ("f1", "agreement", "reward", "kl")}
+    return LanguageColumns(
+        answers=found.answers,
+        exact_match=found.exact_match.astype(int).tolist(),
+        tokens=found.tokens.tolist(),
+        sampled_agreement=np.round(found.sampled_agreement, 4).tolist(),
+        **rounded,
+    )

@@ -1,0 +1,168 @@
+"""What a chain of RLHF on a language model is and what a run of it leaves behind: one JSON file, the *record*.
+
+questions   to learn on, to stop the reward model on, and held out: no two of these share an article
+reward      a reward model on the model's own answers, ranked by people's agreement
+methods     the model changed by each `LanguageMethod`, measured on the held-out questions, as it was *before*
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from qa_helpers.common.io import project_folder, read_json
+from qa_helpers.evaluation.statistics import UNBOUNDED, bootstrap_mean, win_rate
+from qa_helpers.experiment.record import (
+    Count,
+    Fraction,
+    Line,
+    Machine,
+    Name,
+    Positive,
+    RecordError,
+    Score,
+    Seed,
+    StrictModel,
+    parse,
+)
+
+FOLDER = "rlhf-language"  # in `records/`
+
+
+# ---- what is to be done ----------------------------------------------------------------------------------------
+class LanguageMethod(StrictModel):
+    """A way to change the language model; see `language_updates.LanguageUpdate`."""
+
+    name: Name
+    method: Literal["dpo", "grpo"]
+    steps: Positive | None = None  # None: once through all pairs, or all questions
+    batch: Annotated[int, Field(ge=1, le=1_024)] = 4  # pairs, or questions, a step
+    beta: Annotated[float, Field(gt=0, le=1e6)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+
+
+class LanguageChain(StrictModel):
+    """Everything that decides a chain's result, versions and machine apart."""
+
+    name: Name
+    data: Literal["squad", "courseqa"] = "squad"
+    model: Literal["smollm2"] = "smollm2"
+    longest_prompt: Positive = 2_048  # tokens; questions with a longer one are left out
+    learn: Positive = 300  # questions, at most; a quarter as many more, at least 4, stop the reward model
+    held_out: Positive = 150
+    samples: Annotated[int, Field(ge=2, le=64)] = 4  # answers to each question, throughout
+    methods: tuple[LanguageMethod, ...] = ()
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "LanguageChain":
+        if len({plan.name for plan in self.methods}) != len(self.methods):
+            raise ValueError("two methods have one name")
+        return self
+
+
+# ---- what came of it -------------------------------------------------------------------------------------------
+class LanguageColumns(StrictModel):
+    """A model on the held-out questions, a value each: see `language_updates.LanguageOutcome`."""
+
+    answers: list[str]
+    exact_match: list[Literal[0, 1]]
+    f1: list[Fraction]
+    agreement: list[Fraction]
+    tokens: list[Count]
+    sampled_agreement: list[Fraction]
+    reward: list[float]
+    kl: list[float]
+
+    def array(self, column: str) -> np.ndarray:
+        """One of them, of numbers."""
+        return np.asarray(getattr(self, column), dtype=float)
+
+
+class LanguageReward(StrictModel):
+    """What the reward model learned."""
+
+    pairs: dict[Literal["learn", "stop", "held out"], Count]
+    epochs: list[tuple[Count, float, Fraction]]  # (epoch, loss and accuracy on the pairs that it is stopped on)
+    best_epoch: Count
+    accuracy: dict[Line, Score]  # on held-out pairs, in percent: of the model and of simpler rankers; chance is 50
+
+
+class LanguageResult(StrictModel):
+    """What a method made of the language model."""
+
+    steps: list[dict[Line, float]]  # trl's figures, see `language_updates.LOGGED`
+    final: LanguageColumns
+    seconds: Annotated[float, Field(ge=0)]  # of training
+
+
+class LanguageChainRun(StrictModel):
+    """A chain and what came of it; as JSON, a record."""
+
+    schema_version: Literal[1] = 1
+    chain: LanguageChain
+    machine: Machine
+    peak_memory_mib: Annotated[float, Field(ge=0)]
+    fingerprint: str  # of all questions, see `squad.fingerprint`
+    questions: dict[Line, Count]  # "learn", "stop", "held out", and "left out": those with a longer prompt
+    ids: list[str]  # of the held-out questions
+    titles: list[str]  # of their articles
+    reward: LanguageReward
+    before: LanguageColumns
+    methods: dict[Name, LanguageResult]
+
+    @model_validator(mode="after")
+    def _same_questions(self) -> "LanguageChainRun":
+        for columns in (self.before, *(result.final for result in self.methods.values())):
+            lengths = {len(getattr(columns, name)) for name in LanguageColumns.model_fields}
+            if lengths != {len(self.ids)} or len(self.titles) != len(self.ids):
+                raise ValueError(f"a model's columns do not fit the {len(self.ids)} held-out questions")
+        if list(self.methods) != [plan.name for plan in self.chain.methods]:
+            raise ValueError("the methods are not those of the chain")
+        return self
+
+
+def read_language_chain(path: Path | str) -> LanguageChainRun:
+    """Read a record.
+
+    Raises:
+        RecordError: naming the file and, where it does not fit the schema, the field.
+    """
+    run: LanguageChainRun = parse(LanguageChainRun, read_json(path, RecordError), str(path))
+    return run
+
+
+def load_language_chains(pattern: str = "*") -> dict[str, LanguageChainRun]:
+    """The course's recorded chains on a language model whose names match a glob pattern, by name."""
+    paths = sorted((project_folder() / "records" / FOLDER).glob(f"{pattern}.json"))
+    return {path.stem: read_language_chain(path) for path in paths}
+
+
+def language_table(run: LanguageChainRun) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Header and rows of a table: the model before and after each method, on the held-out questions.
+
+    Agreement, EM, F1 and tokens are of the greedy answers; reward and KL of the samples. The KL's interval and the sign
+    test on agreement take each question for itself: where most are on one article, they say little about others.
+    """
+    header = ["model", "EM", "F1", "agreement", "reward", "KL (nats, estimate)", "tokens", "better, same, worse", "p"]
+    rows = []
+    for name, columns in {"before": run.before, **{n: result.final for n, result in run.methods.items()}}.items():
+        percent = [f"{100 * columns.array(column).mean():.1f}" for column in ("exact_match", "f1", "agreement")]
+        kl = bootstrap_mean(columns.array("kl"), bounds=UNBOUNDED)
+        won = win_rate(run.before.agreement, columns.agreement)
+        compared = ("–", "–") if name == "before" else (f"{won.wins}, {won.ties}, {won.losses}", f"{won.p:.2g}")
+        tokens, reward = (columns.array(column).mean() for column in ("tokens", "reward"))
+        shown = f"{kl.value:.2f} [{kl.low:.2f}, {kl.high:.2f}]"
+        rows.append((name, *percent, f"{reward:.2f}", shown, f"{tokens:.1f}", *compared))
+    return header, rows
+
+
+def format_language_chain(run: LanguageChainRun) -> str:
+    """Two Markdown tables: what the reward model ranks rightly, and the model before and after each method."""
+    articles = f"interval over {len(set(run.titles))} articles"
+    lines = [f"| ranks rightly, % of held-out pairs | accuracy, {articles} |", "| --- | --- |"]
+    lines += [f"| {name} | {score} |" for name, score in run.reward.accuracy.items()]
+    header, rows = language_table(run)
+    lines += ["", f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -1,0 +1,288 @@
+"""Changing a language model by preferences or by a reward, through trl, and what it is worth afterwards.
+
+DPO (Rafailov et al. 2023, arXiv:2305.18290) learns from pairs; GRPO (Shao et al. 2024, arXiv:2402.03300) from the
+reward of what the model itself writes. Both train a LoRA adapter; the model without it is the reference.
+
+What it simplifies: constant learning rate, one update on each batch of samples, no checkpoints; GRPO's batches are of
+a few answers, so that its steps are noisy. KL is estimated from samples.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from qa_helpers.common.device import default_device, progress_bar, quiet, set_seed
+from qa_helpers.common.io import ModelError
+from qa_helpers.data.squad import DataError
+from qa_helpers.evaluation.span_answers import exact_match, f1
+from qa_helpers.evaluation.written_answers import (
+    MAX_NEW_TOKENS,
+    MAX_PROMPT,
+    TEMPLATE_OPTIONS,
+    prompt_messages,
+    prompt_tokens,
+)
+from qa_helpers.model.trainable import set_trainable
+from qa_helpers.rlhf.language.answers import TEMPERATURE, ask
+from qa_helpers.rlhf.language.reward import AnswerReward
+
+TRL = "trl==1.16.0"
+LONGEST = MAX_PROMPT + MAX_NEW_TOKENS + 2  # tokens of a prompt and an answer, with its end and the template's line end
+AT_ONCE = 2  # answers in one forward and backward pass, for memory; a step adds up as many passes as it takes
+LOGGED = ("loss", "reward", "kl", "completions/mean_length", "rewards/margins", "rewards/accuracies")
+
+
+@dataclass(frozen=True)
+class LanguageUpdate:
+    """How a language model is changed."""
+
+    steps: int | None = None  # of the optimizer; None: once through all pairs, or all questions
+    batch: int = 4  # pairs (DPO) or questions (GRPO) a step
+    samples: int = 4  # answers to each of GRPO's questions
+    beta: float = 0.1  # weight of the KL to the reference
+    learning_rate: float = 1e-4
+    seed: int = 0
+
+
+# ---- training --------------------------------------------------------------------------------------------------
+def import_trl() -> Any:
+    """The trl package, quiet and with its reports of usage off; imported only here, since that takes seconds.
+
+    Raises:
+        ModelError: if it is not installed.
+    """
+    quiet()
+    import huggingface_hub
+
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # each of trl's trainers reports its use otherwise
+    try:
+        import trl
+    except ImportError as problem:
+        raise ModelError(f"trl, which trains the language model here, is not installed; run: pip install {TRL}") from (
+            problem
+        )
+    quiet()  # importing it adds warning filters and loggers of its own
+    return trl
+
+
+def with_adapter(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model inside a LoRA adapter that changes nothing yet, its weights drawn by `seed`; see `set_trainable`."""
+    set_seed(seed)
+    return set_trainable(model, "lora")
+
+
+def without_adapter(model: Any) -> nn.Module:
+    """The model as it was before `with_adapter`: all adapters are taken off, not merged."""
+    base: nn.Module = model.unload()
+    return base.requires_grad_(True)
+
+
+def train_language_dpo(
+    model: nn.Module, tokenizer: Any, preferences: Any, update: LanguageUpdate
+) -> list[dict[str, float]]:
+    """DPO on preference pairs: the adapter of a model is changed in place.
+
+    Args:
+        model: from `with_adapter`.
+        tokenizer: from `load_chat_tokenizer`.
+        preferences: from `language_answers.preference_dataset`.
+        update: how.
+
+    Returns:
+        trl's figures of each step, with those of `LOGGED` that it has: loss, and of the pairs before the step how
+        often and by how much beta * log(policy / reference) ranks the chosen one first.
+
+    Raises:
+        ModelError: if trl is not installed, or there are no pairs.
+        DataError: if pairs are longer than `LONGEST`: nothing is left out or cut.
+    """
+    trl = import_trl()
+    if not len(preferences):
+        raise ModelError("there are no preference pairs to train on; rank some, or ask more questions")
+    _refuse_long(tokenizer, preferences)
+    per_pass = math.gcd(AT_ONCE // 2, update.batch)  # pairs, of two answers each
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = trl.DPOConfig(
+            per_device_train_batch_size=per_pass,
+            gradient_accumulation_steps=update.batch // per_pass,
+            max_length=None,  # by default, trl drops a pair with a longer prompt and cuts a longer answer, silently
+            **_options(model, update, math.ceil(len(preferences) / update.batch), folder),
+        )
+        trainer = trl.DPOTrainer(
+            model=model, args=arguments, train_dataset=preferences, processing_class=tokenizer, callbacks=[_bar()]
+        )
+        return _run(trainer, model)
+
+
+def train_language_grpo(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
+    reward: Callable[..., list[float]],
+    update: LanguageUpdate,
+) -> list[dict[str, float]]:
+    """GRPO on questions: the adapter of a model is changed in place towards answers of higher reward.
+
+    Args:
+        model: from `with_adapter`.
+        tokenizer: from `load_chat_tokenizer`.
+        rows: questions with `question` and `context`.
+        reward: of trl's form, such as `language_answers.reward_function` makes; takes `prompts`, `completions` and
+            `completion_ids` and gives a number for each.
+        update: how.
+
+    Returns:
+        trl's figures of each step, with those of `LOGGED` that it has: loss, mean reward, KL, answers' length.
+
+    Raises:
+        ModelError: if trl is not installed, or there are fewer questions than a step takes.
+        DataError: if a question and its passage are longer than `MAX_PROMPT` tokens.
+    """
+    trl = import_trl()
+    from datasets import Dataset
+
+    if len(rows) < update.batch:
+        raise ModelError(f"a step takes {update.batch} questions; got {len(rows)}")
+    for row in rows:
+        prompt_tokens(tokenizer, row)  # refuses one that is too long
+    per_pass = math.gcd(AT_ONCE, update.samples)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = trl.GRPOConfig(
+            per_device_train_batch_size=per_pass,
+            gradient_accumulation_steps=update.batch * update.samples // per_pass,
+            num_generations=update.samples,
+            max_completion_length=MAX_NEW_TOKENS,
+            temperature=TEMPERATURE,
+            chat_template_kwargs=TEMPLATE_OPTIONS,
+            **_options(model, update, len(rows) // update.batch, folder),
+        )
+        trainer = trl.GRPOTrainer(
+            model=model,
+            reward_funcs=reward,
+            args=arguments,
+            train_dataset=Dataset.from_dict({"prompt": [prompt_messages(row) for row in rows]}),
+            processing_class=tokenizer,
+            callbacks=[_bar()],
+        )
+        return _run(trainer, model)
+
+
+def _refuse_long(tokenizer: Any, preferences: Any) -> None:
+    lengths = [
+        max(
+            len(tokenizer.apply_chat_template(pair["prompt"] + pair[answer], return_dict=False, **TEMPLATE_OPTIONS))
+            for answer in ("chosen", "rejected")
+        )
+        for pair in preferences
+    ]
+    long = [place for place, length in enumerate(lengths) if length > LONGEST]
+    if long:
+        raise DataError(
+            f"{len(long)} of {len(lengths)} preference pairs take more than {LONGEST:,} tokens with their passage, the "
+            f"first of them (no. {long[0] + 1}) {lengths[long[0]]:,}; leave them out, or shorten passage or answer"
+        )
+
+
+def _options(model: nn.Module, update: LanguageUpdate, one_epoch: int, folder: str) -> dict[str, Any]:
+    """What both trainers are told."""
+    device = default_device()
+    return {
+        "output_dir": folder,
+        "max_steps": update.steps or one_epoch,
+        "learning_rate": update.learning_rate,
+        "lr_scheduler_type": "constant",
+        "beta": update.beta,
+        "seed": update.seed,
+        "optim": "adamw_torch_fused",
+        "bf16": str(next(model.parameters()).dtype) == "torch.bfloat16",  # trl's default is True on any machine
+        "use_cpu": device.type == "cpu",
+        "gradient_checkpointing": False,  # trl's default is True
+        "dataloader_pin_memory": device.type == "cuda",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _run(trainer: Any, model: Any) -> list[dict[str, float]]:
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)  # it prints each log entry when the Trainer's own bar is off
+    trainer.train()
+    model.delete_adapter("ref")  # trl's copy of the adapter as it was, its reference
+    model.eval()
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [{"step": entry["step"]} | {name: entry[name] for name in LOGGED if name in entry} for entry in log]
+
+
+def _bar() -> Any:
+    from transformers import TrainerCallback
+
+    class Bar(TrainerCallback):
+        """One bar over all steps, silent under TQDM_DISABLE."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            self.bar = progress_bar(total=state.max_steps, desc="training", unit="step")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            self.bar.update()
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            self.bar.close()
+
+    return Bar()
+
+
+# ---- what it is worth ------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class LanguageOutcome:
+    """A model's answers to some questions, a value each. Of the greedy answer, or the mean over samples."""
+
+    answers: list[str]  # greedy, as the next four
+    exact_match: np.ndarray  # 0 or 1
+    f1: np.ndarray  # from 0 to 1
+    agreement: np.ndarray  # with people, from 0 to 1, see `preferences.agreement`
+    tokens: np.ndarray  # with the end token, at most MAX_NEW_TOKENS
+    sampled_agreement: np.ndarray  # mean over samples, as the next two
+    reward: np.ndarray
+    kl: np.ndarray  # mean of log(policy / reference) over samples, in nats: its mean estimates the KL
+
+
+def language_outcome(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
+    reward: AnswerReward,
+    samples: int = 4,
+    seed: int = 0,
+) -> LanguageOutcome:
+    """Measure a language model, with its adapter if it has one, on questions that it was not changed on.
+
+    Args:
+        model: on any device; without its adapter it is the reference.
+        tokenizer: its tokenizer.
+        rows: questions with several people's `answers`.
+        reward: trained on states of the reference.
+        samples: of each question, beside the greedy answer.
+        seed: of the samples.
+    """
+    asked = ask(model, tokenizer, rows, samples, seed, greedy=True)
+    pairs = [(one.answers[0].text, one.row["answers"]["text"]) for one in asked]
+    ratios = [np.array([w.log_probability for w in one.answers]) - one.log_probability for one in asked]
+    return LanguageOutcome(
+        answers=[text for text, _ in pairs],
+        exact_match=np.array([float(exact_match(*pair)) for pair in pairs]),
+        f1=np.array([f1(*pair) for pair in pairs]),
+        agreement=np.array([one.agreement[0] for one in asked]),
+        tokens=np.array([len(one.answers[0].ids) for one in asked]),
+        sampled_agreement=np.array([one.agreement[1:].mean() for one in asked]),
+        reward=np.array([float(reward(one.states[1:]).mean().detach()) for one in asked]),
+        kl=np.array([ratio[1:].mean() for ratio in ratios]),
+    )

@@ -1,0 +1,1 @@
+"""Fine-tuning: what a model is taught, and the loop that teaches it."""

@@ -1,0 +1,678 @@
+"""Records: what is written is read, anything else is refused with one sentence that names the field."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from any_json import JSON, mutated, nodes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qa_helpers.common.io import CourseError
+from qa_helpers.evaluation.diagnosis import LADDER, REST
+from qa_helpers.evaluation.statistics import Interval
+from qa_helpers.experiment.record import (
+    EvalSet,
+    Experiment,
+    RecordError,
+    Retrieval,
+    Run,
+    Score,
+    change,
+    format_report,
+    paired_columns,
+    read_experiment,
+    read_record,
+    replace_report,
+    unread_ids,
+    write_record,
+)
+
+METRICS = ("string_equality", "exact_match", "f1", "contained")
+
+
+def scored(questions, *values):
+    """Scores of an evaluation set, by metric in order, each with an interval."""
+    return {"questions": questions} | {
+        metric: {"value": value, "low": value / 4, "high": min(100.0, value + 37.5)}
+        for metric, value in zip(METRICS, values, strict=True)
+    }
+
+
+PROBE = {"loss": 2.5, "exact_match": 25.0, "f1": 33.33}
+VALID = {
+    "schema_version": 1,
+    "experiment": {
+        "name": "tiny",
+        "train_size": 16,
+        "evaluations": {"first": {"limit": 2}, "all": {"limit": None, "sampling": "random", "seed": 3}},
+        "task": "span",
+        "trainable": "lora",
+        "start_from": None,
+        "learning_rate": 0.0005,
+        "retrieval": True,
+        "layer_decay": 1,
+        "per_passage": None,
+    },
+    "machine": {
+        "device": "cpu",
+        "device_name": "a processor",
+        "precision": "fp32",
+        "threads": 2,
+        "memory_gib": 8.0,
+        "system": "Linux x86_64",
+        "versions": {"torch": "2"},
+    },
+    "fingerprints": {"train": "0123456789abcdef", "eval": "fedcba9876543210"},
+    "ancestors": {"before": {"experiment": {"name": "before"}, "fingerprints": {"train": "0", "eval": "1"}}},
+    "parameters": [10, 20],
+    "stored_bytes": 124,
+    "losses": [[10, 1.25], [20, 0.5]],
+    "epochs": [{"epoch": 1, "train": PROBE, "eval": PROBE}],
+    "scores": {
+        "first": scored(2, 0.0, 50.0, 50.0, 50.0),
+        "all": scored(3, 33.33, 66.67, 55.56, 66.67),
+    },
+    "indices": {"first": [0, 1], "all": [2, 0, 1]},
+    "questions": {
+        "id": ["a", "b", "c"],
+        "prediction": ["the Cardinals", "", '日本 😀 \u2028\n"'],
+        "confidence": [0.5, 0.0, 1.0],
+        "string_equality": [0, 0, 1],
+        "exact_match": [1, 0, 1],
+        "f1": [1.0, 0.0, 0.6667],
+        "contained": [1, 0, 1],
+        "category": ["exact", "empty", "exact"],
+    },
+    "retrieval": {"passages": 4, "before": [1, 4, 2], "after": [1, 1, 3]},
+    "timing": {
+        "train_seconds": 1.5,
+        "eval_seconds": 0,
+        "train_questions_per_second": 10.7,
+        "eval_questions_per_second": 20,
+        "peak_memory_mib": 512,
+    },
+}
+
+
+def unshared():
+    """A copy of the valid record in which no object stands twice, so that a change is one change."""
+    return json.loads(json.dumps(VALID))
+
+
+def write(folder, content, name="record.json"):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    return read_record(write(tmp_path, VALID))
+
+
+def test_a_valid_record_is_read(run):
+    assert run.experiment.name == "tiny"
+    assert run.experiment.epochs == 3
+    assert run.losses == [(10, 1.25), (20, 0.5)]
+    assert run.parameters == (10, 20)
+    assert run.experiment.command == "python -m qa_helpers rerun records/tiny.json"
+    assert run.column("exact_match", "all").tolist() == [1, 1, 0]
+    assert run.stored_bytes == 124
+    assert run.retrieval.after == [1, 1, 3]
+    assert run.column("prediction", "first").tolist() == ["the Cardinals", ""]
+    assert str(run.scores["first"].f1) == "50.0 [1.3, 98.7]"  # of two questions; the record has another
+
+
+def test_writing_and_reading_change_nothing(tmp_path, run, finished):
+    for one in (run, finished[1]):
+        path = tmp_path / "again.json"
+        write_record(one, path)
+        assert read_record(path) == one
+        content = path.read_bytes()
+        write_record(read_record(path), path)
+        assert path.read_bytes() == content
+
+
+def test_a_record_from_before_a_field_was_added_is_read(tmp_path):
+    old = unshared()
+    for name in ("stored_bytes", "retrieval", "ancestors"):
+        del old[name]
+    for name in ("task", "retrieval", "layer_decay", "per_passage"):
+        del old["experiment"][name]
+    run = read_record(write(tmp_path, old))
+    assert run.stored_bytes is run.retrieval is None
+    assert run.experiment.task == "span"
+    assert run.experiment.retrieval is False
+    assert run.ancestors == {}
+    assert set(run.experiment.changed) == {"name", "train_size", "evaluations", "trainable", "learning_rate"}
+
+
+FOLDER = Path(__file__).parents[2] / "records"
+RECORDS = [path for part in (FOLDER, FOLDER / "cpu", FOLDER / "gpu") for path in sorted(part.glob("*.json"))]
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.relative_to(FOLDER).as_posix())
+def test_the_courses_records_are_read(path):
+    assert read_record(path).experiment.name == path.stem
+
+
+def test_a_record_holds_a_line_a_field(tmp_path, run):
+    write_record(run, tmp_path / "record.json")
+    lines = (tmp_path / "record.json").read_text(encoding="utf-8").split("\n")
+    assert [line.split('"')[1] for line in lines[1:-2]] == list(Run.model_fields)
+    assert "日本 😀" in "".join(lines)  # to be read by people
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_record(tmp_path, monkeypatch, run, broken):
+    path = tmp_path / "records" / "record.json"
+    write_record(run, path)
+    before = path.read_bytes()
+
+    def fail(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, broken, fail)
+    with pytest.raises(CourseError, match="cannot be written"):
+        write_record(run.model_copy(update={"losses": []}), path)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["record.json"]
+
+
+# ---- broken records ---------------------------------------------------------------------------------------------
+def at(*path, **values):
+    """Change the object at a path of the record: new values, or `...` to delete."""
+
+    def change(record):
+        for key in path:
+            record = record[key]
+        for key, value in values.items():
+            if value is ...:
+                del record[key]
+            else:
+                record[key] = value
+
+    return change
+
+
+FAULTS = {  # what is wrong: (how it comes about, what the message must say)
+    "an experiment missing": (at(experiment=...), ("experiment: Field required",)),
+    "timing missing": (at(timing=...), ("timing: Field required",)),
+    "a name missing": (at("experiment", name=...), ("experiment.name: Field required",)),
+    "a field too many": (at(comment="hello"), ("comment: Extra inputs",)),
+    "a field too many inside": (at("experiment", code="import os"), ("experiment.code: Extra inputs",)),
+    "another schema version": (at(schema_version=2), ("schema_version: ", "should be 1")),
+    "schema version as text": (at(schema_version="1"), ("schema_version: ", "should be 1")),
+    "a ladder of too few questions": (
+        at(ladder={"first": {"right": 2}, "all": {"right": 2}}),
+        ("the ladder of 'all' does not add up to its 3 questions",),
+    ),
+    "a ladder of one set only": (at(ladder={"first": {"right": 2}}), ("the ladder of 'all' does not add up",)),
+    "a name that leaves the folder": (at("experiment", name="../x"), ("experiment.name: ", "pattern")),
+    "a name that is a path": (at("experiment", name="a/b"), ("experiment.name: ", "pattern")),
+    "an absolute name": (at("experiment", name="/etc/passwd"), ("experiment.name: ", "pattern")),
+    "a hidden name": (at("experiment", name=".x"), ("experiment.name: ", "pattern")),
+    "a name with NUL": (at("experiment", name="a\0b"), ("experiment.name: ", "pattern")),
+    "a name with a line's end": (at("experiment", name="a\n"), ("experiment.name: ", "pattern")),
+    "a name of a thousand letters": (at("experiment", name="a" * 1000), ("experiment.name: ", "pattern")),
+    "an empty name": (at("experiment", name=""), ("experiment.name: ", "pattern")),
+    "a start that leaves the folder": (at("experiment", start_from="../x"), ("experiment.start_from: ", "pattern")),
+    "an evaluation of a bad name": (at("experiment", evaluations={"../x": {}}), ("experiment.evaluations", "pattern")),
+    "no evaluation": (at("experiment", evaluations={}), ("experiment.evaluations: ", "at least 1")),
+    "an unknown sampling": (at("experiment", sampling="last"), ("experiment.sampling: ", "'first' or 'random'")),
+    "less than no epochs": (at("experiment", epochs=-1), ("experiment.epochs: ", "greater than or equal to 0")),
+    "epochs without a number": (at("experiment", epochs=None), ("experiment.epochs: ", "integer")),
+    "epochs as text": (at("experiment", epochs="3"), ("experiment.epochs: ", "integer")),
+    "epochs without end": (at("experiment", epochs=10**30), ("experiment.epochs: ",)),
+    "true as a batch size": (at("experiment", batch_size=True), ("experiment.batch_size: ", "integer")),
+    "a batch too large for any library": (at("experiment", batch_size=10**30), ("experiment.batch_size: ",)),
+    "a negative seed": (at("experiment", seed=-1), ("experiment.seed: ", "greater than or equal to 0")),
+    "a seed too large for NumPy": (at("experiment", seed=2**32), ("experiment.seed: ", "less than 4294967296")),
+    "a learning rate of 0": (at("experiment", learning_rate=0), ("experiment.learning_rate: ", "greater than 0")),
+    "a learning rate of 1": (at("experiment", learning_rate=1), ("experiment.learning_rate: ", "less than 1")),
+    "a model's name that breaks a table": (at("experiment", model="a | b"), ("experiment.model: ", "pattern")),
+    "a model's name without end": (at("experiment", model="a" * 201), ("experiment.model: ", "200")),
+    "a trained part that clears the screen": (
+        at("experiment", trainable="\x1b[2J"),
+        ("experiment.trainable: ", "pattern"),
+    ),
+    "an unknown schedule": (at("experiment", schedule="warm"), ("experiment.schedule: ", "'linear', 'cosine' or ")),
+    "nothing but warm-up": (at("experiment", warmup=1), ("experiment.warmup: ", "less than 1")),
+    "a layer decay of 0": (at("experiment", layer_decay=0), ("experiment.layer_decay: ", "greater than 0")),
+    "a layer decay above 1": (at("experiment", layer_decay=1.1), ("experiment.layer_decay: ", "less than or equal")),
+    "only smoothing": (at("experiment", label_smoothing=1), ("experiment.label_smoothing: ", "less than 1")),
+    "unknown targets": (at("experiment", targets="last"), ("experiment.targets: ", "'first' or 'all'")),
+    "no question of a passage": (at("experiment", per_passage=0), ("experiment.per_passage: ", "greater than")),
+    "unknown questions": (at("experiment", questions="mine"), ("experiment.questions: ", "'asked' or 'cloze'")),
+    "cloze questions by passage": (at("experiment", questions="cloze", per_passage=1), ("counts asked questions",)),
+    "no last epoch": (at("experiment", average_last=0), ("experiment.average_last: ", "greater than or equal to 1")),
+    "more last epochs than epochs": (
+        at("experiment", average_last=4, trainable="all"),
+        ("experiment: ", "no 4 of 3 epochs to average"),
+    ),
+    "an average of adapters": (
+        at("experiment", average_last=2),
+        ("experiment: ", "average_last: the mean of adapters"),
+    ),
+    "an ensemble that is trained": (at("experiment", ensemble_of=["a", "b"]), ("experiment: ", "goes with epochs 0")),
+    "an ensemble that starts from a run": (
+        at("experiment", ensemble_of=["a", "b"], epochs=0, start_from="c"),
+        ("experiment: ", "goes with epochs 0 and no start_from"),
+    ),
+    "an ensemble and an average": (
+        at("experiment", ensemble_of=["a", "b"], average_of=["c", "d"], epochs=0),
+        ("experiment: ", "one of them"),
+    ),
+    "an ensemble of one": (at("experiment", ensemble_of=["a"], epochs=0), ("experiment: ", "two or more runs")),
+    "an average of one run twice": (
+        at("experiment", average_of=["a", "a"], epochs=0),
+        ("two or more runs, each once",),
+    ),
+    "a member that leaves the folder": (
+        at("experiment", average_of=["a", "../b"], epochs=0),
+        ("experiment.average_of.1: ", "pattern"),
+    ),
+    "retrieval with an ensemble": (at("experiment", ensemble_of=["a", "b"], epochs=0), ("measures one encoder",)),
+    "written answers with targets": (
+        at("experiment", task="generate", targets="all", retrieval=False),
+        ("experiment: ", "targets is of models with a span head"),
+    ),
+    "an ancestor that is no run": (at(ancestors={"a": {"seed": 0}}), ("ancestors.a.experiment: Field required",)),
+    "an ancestor of a bad name": (at(ancestors={"../a": {}}), ("ancestors", "pattern")),
+    "an unknown task": (at("experiment", task="guess"), ("experiment.task: ", "'span' or 'generate'")),
+    "retrieval that is no truth value": (at("experiment", retrieval=1), ("experiment.retrieval: ", "boolean")),
+    "an empty model's name": (at("experiment", model=""), ("experiment.model: ", "at least 1")),
+    "an experiment that is a list": (at(experiment=[]), ("experiment: ", "object")),
+    "scores that are a list": (at(scores=[]), ("scores: ", "object")),
+    "a percentage above 100": (at("scores", "all", "f1", value=100.1), ("scores.all.f1.value: ", "100")),
+    "a percentage below 0": (at("scores", "all", "exact_match", low=-0.1), ("scores.all.exact_match.low: ", "0")),
+    "a percentage as text": (at("scores", "all", "f1", high="87.5"), ("scores.all.f1.high: ", "number")),
+    "a score that is not its questions' mean": (at("scores", "all", "f1", value=60.0), ("f1 of 'all'", "55.56")),
+    "an interval beside its value": (at("scores", "first", "f1", low=60.0), ("not within its interval",)),
+    "a question twice": (at("questions", id=["a", "b", "a"]), ("stands twice",)),
+    "an index twice": (at("indices", all=[0, 2, 2]), ("the indices of 'all' do not fit",)),
+    "a device that breaks a table": (at("machine", device_name="x | <b>"), ("machine.device_name: ", "pattern")),
+    "data that clear the screen": (at("experiment", data="\x1b[2J"), ("experiment.data: ", "pattern")),
+    "a machine without a name": (at("machine", device_name=...), ("machine.device_name: Field required",)),
+    "a metric missing": (at("scores", "all", contained=...), ("scores.all.contained: Field required",)),
+    "a loss that is no pair": (at(losses=[[10, 1.0], [20]]), ("losses.1",)),
+    "a loss that is text": (at(losses=[[10, "low"]]), ("losses.0.1: ", "number")),
+    "three numbers of parameters": (at(parameters=[1, 2, 3]), ("parameters: ", "2 items")),
+    "negative parameters": (at(parameters=[-1, 2]), ("parameters.0: ",)),
+    "negative bytes": (at(stored_bytes=-1), ("stored_bytes: ", "greater than or equal to 0")),
+    "half a byte": (at(stored_bytes=0.5), ("stored_bytes: ", "integer")),
+    "a rank beyond the passages": (at("retrieval", after=[1, 5, 1]), ("retrieval: ", "the 4 passages")),
+    "a former rank beyond the passages": (at("retrieval", before=[5, 1, 1]), ("retrieval: ", "the 4 passages")),
+    "a rank of 0": (at("retrieval", before=[1, 0, 1]), ("retrieval.before.1: ", "greater than or equal to 1")),
+    "half a rank": (at("retrieval", after=[1, 1.5, 1]), ("retrieval.after.1: ", "integer")),
+    "fewer ranks after than before": (at("retrieval", after=[1, 1]), ("retrieval: ", "do not fit each other")),
+    "fewer ranks than questions": (at("retrieval", before=[1, 1], after=[1, 1]), ("2 ranks for 3 questions",)),
+    "no ranks": (at("retrieval", before=[], after=[]), ("0 ranks for 3 questions",)),
+    "no passages": (at("retrieval", passages=0), ("retrieval.passages: ", "greater than or equal to 1")),
+    "ranks before missing": (at("retrieval", before=...), ("retrieval.before: Field required",)),
+    "a retrieval field too many": (at("retrieval", mean=1.5), ("retrieval.mean: Extra inputs",)),
+    "columns of different length": (
+        at("questions", prediction=["a", "b"]),
+        ("questions: ", "differ in length", "'prediction': 2"),
+    ),
+    "a column missing": (at("questions", f1=...), ("questions.f1: Field required",)),
+    "a column too many": (at("questions", note=["", "", ""]), ("questions.note: Extra",)),
+    "a column that is an object": (at("questions", id={}), ("questions.id: ", "array")),
+    "half a match": (at("questions", exact_match=[0, 0.5, 1]), ("questions.exact_match.1: ", "0 or 1")),
+    "an F1 above 1": (at("questions", f1=[0, 0, 66.7]), ("questions.f1.2: ", "less than or equal to 1")),
+    "a confidence below 0": (at("questions", confidence=[-0.1, 0, 1]), ("questions.confidence.0: ",)),
+    "an index out of range": (at("indices", all=[0, 1, 3]), ("the indices of 'all' do not fit",)),
+    "a negative index": (at("indices", all=[0, 1, -1]), ("the indices of 'all' do not fit",)),
+    "an index less": (at("indices", all=[0, 1]), ("the indices of 'all' do not fit",)),
+    "a set of indices missing": (at("indices", all=...), ("differ in their sets",)),
+    "a set of scores missing": (at("scores", first=...), ("differ in their sets",)),
+    "negative seconds": (at("timing", train_seconds=-1), ("timing.train_seconds: ",)),
+    "a fingerprint that is a number": (at("fingerprints", train=5), ("fingerprints.train: ", "string")),
+    "a machine that is text": (at(machine="mine"), ("machine: ", "object")),
+    "a lone surrogate": (at("questions", prediction=["", "x\ud800", ""]), (r"half a character, \ud800",)),
+}
+
+
+@pytest.mark.parametrize(("break_it", "words"), FAULTS.values(), ids=FAULTS)
+def test_a_broken_record_gives_one_sentence_that_names_the_field(tmp_path, break_it, words):
+    record = unshared()
+    break_it(record)
+    assert_refused(read_record, write(tmp_path, record), words)
+
+
+def assert_refused(read, path, words):
+    with pytest.raises(RecordError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert len(message) < 400 + len(str(path))
+    for word in words:
+        assert word in message
+
+
+BROKEN_CONTENTS = {
+    "truncated": (json.dumps(VALID).encode()[:300], ("not valid JSON at line 1",)),
+    "empty": (b"", ("not valid JSON",)),
+    "not UTF-8": (json.dumps(VALID).encode("utf-16"), ("not UTF-8",)),
+    "a list": ([VALID], ("the file: ", "object")),
+    "a number": (5, ("the file: ", "object")),
+    "NaN": (json.dumps(VALID).replace("1.25", "NaN").encode(), ("NaN",)),
+    "a number that is infinite": (json.dumps(VALID).replace("1.25", "1e999").encode(), ("losses.0.1: ", "finite")),
+    "nested 50,000 deep": (b"[" * 50_000, ("nested too deeply",)),
+    "nested 150 deep": (b"[" * 150 + b"]" * 150, ("the file: ", "object")),
+    "a machine nested 400 deep": (
+        json.dumps(VALID).replace('"a processor"', "[" * 400 + "]" * 400).encode(),
+        ("recursion",),
+    ),
+    "an integer of 5,000 digits": (json.dumps(VALID).replace("[10, 20]", "9" * 5000).encode(), ("digits",)),
+    "an integer of 4,000 digits": (json.dumps(VALID).replace("[10, 20]", "9" * 4000).encode(), ("parameters: ",)),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), BROKEN_CONTENTS.values(), ids=BROKEN_CONTENTS)
+def test_a_file_of_another_kind_gives_one_sentence(tmp_path, content, words):
+    assert_refused(read_record, write(tmp_path, content), words)
+
+
+@pytest.mark.parametrize("read", [read_record, read_experiment])
+@pytest.mark.parametrize("name", ["absent.json", "x" * 5000, "nul\0"])
+def test_a_file_that_is_not_there_gives_one_sentence(read, name):
+    with pytest.raises(RecordError, match="cannot be read") as caught:
+        read(name)
+    assert len(str(caught.value)) < 400
+
+
+def test_an_experiment_alone_is_read_and_refused_alike(tmp_path):
+    path = write(tmp_path, VALID["experiment"])
+    assert read_experiment(path) == Experiment.model_validate(VALID["experiment"])
+    assert_refused(read_experiment, write(tmp_path, VALID["experiment"] | {"epochs": -1}), ("epochs: ",))
+    assert_refused(read_experiment, write(tmp_path, VALID), ("name: Field required",))
+
+
+# ---- anything at all --------------------------------------------------------------------------------------------
+def read_or_refuse(read, folder, content):
+    path = write(folder, content, "any.json")
+    try:
+        value = read(path)
+    except RecordError as problem:
+        assert str(problem).encode().startswith(f"{path}: ".encode())  # noqa: PT017
+        return
+    if isinstance(value, Run):
+        write_record(value, path)  # what is accepted can be written and read again
+        assert read_record(path) == value
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_a_record_with_any_one_node_changed_is_read_or_refused(tmp_path_factory, data):
+    path = data.draw(st.sampled_from(list(nodes(VALID))[1:]))
+    changed = mutated(unshared(), path, data.draw(JSON), data.draw(st.booleans()))
+    folder = tmp_path_factory.getbasetemp()
+    read_or_refuse(read_record, folder, changed)
+    if "experiment" in changed:
+        read_or_refuse(read_experiment, folder, changed["experiment"])
+
+
+@pytest.mark.parametrize("read", [read_record, read_experiment])
+@settings(max_examples=150)
+@given(content=JSON | st.binary(max_size=80))
+def test_any_json_and_any_bytes_are_refused(tmp_path_factory, read, content):
+    path = write(tmp_path_factory.getbasetemp(), content, "any.json")
+    with pytest.raises(RecordError):
+        read(path)
+
+
+@given(st.data())
+def test_a_record_with_any_byte_changed_is_read_or_refused(tmp_path_factory, data):
+    content = bytearray(json.dumps(VALID, ensure_ascii=data.draw(st.booleans())).encode())
+    content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    read_or_refuse(read_record, tmp_path_factory.getbasetemp(), bytes(content))
+
+
+# ---- evaluation sets and scores ---------------------------------------------------------------------------------
+def test_evaluation_sets():
+    assert EvalSet().indices(5) == [0, 1, 2, 3, 4]
+    assert EvalSet(limit=3).indices(5) == [0, 1, 2]
+    drawn = EvalSet(limit=30, sampling="random", seed=1).indices(100)
+    assert len(set(drawn)) == 30
+    assert EvalSet(limit=10, sampling="random", seed=1).indices(100) == drawn[:10]
+    assert EvalSet(limit=30, sampling="random", seed=2).indices(100) != drawn
+    assert sorted(EvalSet(sampling="random").indices(100)) == list(range(100))
+
+
+def test_a_score_is_an_interval_to_two_decimals():
+    score = Score.of(Interval(38.8349, 31.999, 45.6311))
+    assert (score.value, score.low, score.high) == (38.83, 32.0, 45.63)
+    assert str(score) == "38.8 [32.0, 45.6]"
+
+
+def test_the_column_of_a_run_feeds_the_statistics(run):
+    column = run.column("f1", "all")
+    assert isinstance(column, np.ndarray)
+    assert column.tolist() == [0.6667, 1.0, 0.0]
+
+
+def test_the_mean_loss_of_some_steps_weighs_each_step_alike(run):
+    """Losses were kept at steps 10 and 20 and, at the end of an epoch, at 22."""
+    one = run.model_copy(update={"losses": [(10, 1.0), (20, 0.5), (22, 2.0)]})
+    assert one.mean_loss(0, 10) == 1.0
+    assert one.mean_loss(10, 22) == pytest.approx((10 * 0.5 + 2 * 2.0) / 12)
+    assert one.mean_loss(0, 22) == pytest.approx((10 * 1.0 + 10 * 0.5 + 2 * 2.0) / 22)
+    for first, last in [(0, 15), (5, 20), (10, 10), (20, 10), (0, 30)]:
+        with pytest.raises(RecordError, match=f"'tiny' kept no mean loss from optimizer step {first} to {last}"):
+            one.mean_loss(first, last)
+
+
+def other_run(run, **columns):
+    questions = run.questions.model_copy(update=columns)
+    return run.model_copy(update={"questions": questions})
+
+
+def test_two_runs_are_compared_on_the_questions_that_both_were_asked(run):
+    other = other_run(run, id=["c", "x", "a"], exact_match=[0, 1, 1], f1=[0.1, 0.2, 0.3])
+    first, second = paired_columns(run, other)
+    assert first.tolist() == [1, 1]  # a and c, in the first run's order
+    assert second.tolist() == [1, 0]
+    assert [column.tolist() for column in paired_columns(run, other, "f1")] == [[1.0, 0.6667], [0.3, 0.1]]
+    assert [column.tolist() for column in paired_columns(run, run)] == [[1, 0, 1]] * 2
+
+
+def test_runs_that_were_asked_different_questions_are_not_compared(run):
+    with pytest.raises(RecordError, match="share no question"):
+        paired_columns(run, other_run(run, id=["x", "y", "z"]))
+    fingerprints = run.fingerprints.model_copy(update={"eval": "another"})
+    with pytest.raises(RecordError, match="were asked different questions"):
+        paired_columns(run, run.model_copy(update={"fingerprints": fingerprints}))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.relative_to(FOLDER).as_posix())
+def test_records_of_a_tokenizer_that_loses_text_are_marked(path):
+    run = read_record(path)
+    assert run.defects == (("lost-text",) if run.machine.versions.get("tokenizers") in ("0.23.1", "0.23.2") else ())
+
+
+def test_the_unread_questions_are_of_squad_and_answered_worse_by_the_marked_runs():
+    marked, sound = (read_record(FOLDER / part / "class-experiment1-2000-seed0.json") for part in (".", "cpu"))
+    assert marked.unread == unread_ids() <= set(sound.questions.id)
+    assert sound.unread == frozenset()
+    unread = [i for i, id in enumerate(sound.questions.id) if id in unread_ids()]
+    right = [int(np.asarray(run.questions.exact_match)[unread].sum()) for run in (marked, sound)]
+    assert right[0] < right[1]
+
+
+def test_what_only_one_of_two_runs_could_read_is_not_compared(run, monkeypatch):
+    monkeypatch.setattr("qa_helpers.experiment.record.unread_ids", lambda defect: frozenset({"b"}))
+    marked = run.model_copy(update={"defects": ("lost-text",)})
+    assert run.questions.id == ["a", "b", "c"]
+    for first, second in ((marked, run), (run, marked)):
+        assert [column.tolist() for column in paired_columns(first, second)] == [[1, 1]] * 2
+        assert [column.tolist() for column in paired_columns(first, second, evaluation="first")] == [[1]] * 2
+    for first, second in ((marked, marked), (run, run)):
+        assert [column.tolist() for column in paired_columns(first, second)] == [[1, 0, 1]] * 2
+
+
+def test_the_report_says_once_which_runs_lost_text(run):
+    marked = run.model_copy(update={"defects": ("lost-text",)})
+    assert "loses text" not in format_report([run])
+    report = format_report([run, marked, marked])
+    assert report.count("loses text") == 1
+    assert report.count("\\* |") == 2 * len(run.scores)
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_the_ladder_of_a_record_reaches_its_exact_match(path):
+    run = read_record(path)
+    assert set(run.ladder) == set(run.scores)
+    for name, scores in run.scores.items():
+        steps = list(run.ladder[name].values())
+        assert tuple(run.ladder[name]) == (*LADDER, REST)
+        assert sum(steps) == scores.questions
+        assert 100 * sum(steps[:5]) / scores.questions == pytest.approx(scores.exact_match.value, abs=0.006)
+        assert 100 * sum(steps[:6]) / scores.questions == pytest.approx(scores.contained.value, abs=0.006)
+        assert 100 * sum(steps[:2]) / scores.questions == pytest.approx(scores.string_equality.value, abs=0.006)
+
+
+def test_recall_is_the_share_of_questions_whose_passage_is_near(run):
+    """Ranks before are 1, 4, 2; after 1, 1, 3."""
+    shares = {
+        (when, most): run.retrieval.recall(when, most).value for when in ("before", "after") for most in (1, 2, 3, 4)
+    }
+    assert [shares["before", most] for most in (1, 2, 3, 4)] == [33.33, 66.67, 66.67, 100.0]
+    assert [shares["after", most] for most in (1, 2, 3, 4)] == [66.67, 66.67, 100.0, 100.0]
+    score = Retrieval(passages=9, before=[1] * 50 + [2] * 50, after=[9] * 100).recall("before", 1)
+    assert score.value == 50
+    assert score.low == pytest.approx(40, abs=1.5)  # 1.96 times the square root of 0.5 * 0.5 / 100
+    assert score.high == pytest.approx(60, abs=1.5)
+
+
+# ---- changing and showing ------------------------------------------------------------------------------------
+def test_a_changed_experiment_is_another_one():
+    old = Experiment(name="old", evaluations={"few": EvalSet(limit=4)}, learning_rate=1.5e-4)
+    new = change(old, name="new", train_size=8, evaluations=old.evaluations | {"all": EvalSet()})
+    assert new == Experiment(
+        name="new",
+        train_size=8,
+        evaluations={"few": EvalSet(limit=4), "all": EvalSet()},
+        learning_rate=1.5e-4,
+    )
+    assert (old.name, old.train_size) == ("old", None)
+    assert change(old, epochs=0, ensemble_of=("a", "b")).members == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"epochs": -1}, "the changed 'old': epochs: Input should be greater than or equal to 0"),
+        ({"epochs": "3"}, "epochs: Input should be a valid integer"),
+        ({"epoch": 3}, "epoch: Extra inputs are not permitted"),
+        ({"learning_rate": float("nan")}, "learning_rate: "),
+        ({"learning_rate": object()}, "Unable to serialize unknown type"),
+        ({"name": "My Experiment"}, "name: String should match pattern"),
+        ({"average_last": 9}, "'old': its fields together: Value error, average_last: there are no 9 of 3 epochs"),
+        ({"evaluations": {}}, "evaluations: "),
+    ],
+)
+def test_a_change_that_does_not_fit_is_refused(fields, words):
+    with pytest.raises(RecordError) as caught:
+        change(Experiment(name="old"), **fields)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_is_shown_in_a_line(run):
+    assert repr(run) == str(run)
+    assert repr(run).startswith("<Run tiny: 16 of courseqa, 3 epochs, batch 8, ")
+    assert f"; first: EM {run.scores['first'].exact_match}, F1 {run.scores['first'].f1}" in repr(run)
+    for path in (Path(__file__).parents[2] / "records").glob("*.json"):
+        assert len(repr(read_record(path))) < 600
+
+
+def test_a_part_of_a_record_is_shown_but_not_for_pages(run):
+    assert repr(run.scores["first"].f1) == repr(run.scores["first"].f1)[:200]
+    long = Retrieval(passages=9, before=[1] * 5_000, after=[1] * 5_000)
+    assert repr(long).startswith("Retrieval(passages=9, before=[1, 1, ")
+    assert len(repr(long)) < 1_600
+
+
+# ---- the report -------------------------------------------------------------------------------------------------
+def test_the_report_has_a_line_an_evaluation_set(run):
+    lines = format_report([run, run]).splitlines()
+    assert len(lines) == 2 + 2 * 2
+    assert {line.count("|") for line in lines} == {9}
+    assert (
+        "| tiny | 16 of courseqa, 3 epochs, batch 8, trainable: lora, learning rate: 0.0005 | first (2) |" in lines[2]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trainable": "all", "learning_rate": 1e-4}, "16 of courseqa, 3 epochs, batch 8"),
+        (
+            {"trainable": "last:2", "train_size": None},
+            "all of courseqa, 3 epochs, batch 8, trainable: last:2, learning rate: 0.0005",
+        ),
+        (
+            {"trainable": "all", "schedule": "cosine", "warmup": 0.1, "layer_decay": 0.9, "per_passage": 2, "seed": 3},
+            "16 of courseqa, 3 epochs, batch 8, per passage: 2, learning rate: 0.0005, schedule: cosine, warmup: 0.1, "
+            "layer decay: 0.9",
+        ),
+        (
+            {"trainable": "all", "start_from": "cloze", "label_smoothing": 0.1, "targets": "all", "sampling": "random"},
+            "16 of courseqa, 3 epochs, batch 8, sampling: random, start from: cloze, learning rate: 0.0005, "
+            "label smoothing: 0.1, targets: all",
+        ),
+        (
+            {"trainable": "all", "questions": "cloze", "train_size": None, "epochs": 1},
+            "all cloze questions of courseqa, 1 epoch, batch 8, learning rate: 0.0005",
+        ),
+        ({"epochs": 0, "ensemble_of": ("a", "b")}, "nothing: the mean answers of a, b"),
+        ({"epochs": 0, "average_of": ("a", "b", "c")}, "nothing: the mean weights of a, b, c"),
+        ({"epochs": 0, "ensemble_of": tuple("abcd")}, "nothing: the mean answers of 4 runs"),
+        ({"epochs": 0}, "nothing: minilm as it comes"),
+        ({"epochs": 0, "model": "smollm2", "task": "generate"}, "nothing: smollm2 as it comes"),
+        ({"epochs": 0, "start_from": "another"}, "nothing: another as it comes"),
+    ],
+)
+def test_the_report_says_what_was_trained(run, changes, words):
+    changed = run.model_copy(update={"experiment": change(run.experiment, retrieval=False, **changes)})
+    assert f"| tiny | {words} | first (2) |" in format_report([changed])
+
+
+@pytest.mark.parametrize(
+    ("speed", "epochs", "words"),
+    [(14.3, 3, "60 s, 14 questions/s"), (0.4, 3, "60 s, 0.4 questions/s"), (0.0, 0, "–")],
+)
+def test_the_report_says_how_fast_was_trained_if_at_all(run, speed, epochs, words):
+    timing = run.timing.model_copy(update={"train_seconds": 60.2, "train_questions_per_second": speed})
+    experiment = change(run.experiment, epochs=epochs)
+    line = format_report([run.model_copy(update={"timing": timing, "experiment": experiment})]).splitlines()[2]
+    assert line.split(" | ")[-2] == words
+
+
+def test_the_report_does_not_time_a_run_that_was_resumed(run):
+    timing = run.timing.model_copy(update={"resumed": True})
+    assert "| resumed, not timed |" in format_report([run.model_copy(update={"timing": timing})])
+    assert "resumed" not in format_report([run])
+
+
+def test_the_report_is_put_between_the_marks_and_only_there(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("above\n<!-- report -->\nold\n<!-- /report -->\nbelow\n")
+    replace_report(path, "| new |")
+    replace_report(path, "| newer |")
+    assert path.read_text() == "above\n<!-- report -->\n| newer |\n<!-- /report -->\nbelow\n"
+
+
+@pytest.mark.parametrize("text", ["", "<!-- report -->", "<!-- /report -->\n<!-- report -->"])
+def test_a_page_without_the_marks_is_left_alone(tmp_path, text):
+    path = tmp_path / "page.md"
+    path.write_text(text)
+    with pytest.raises(RecordError, match=r"page\.md: has no line"):
+        replace_report(path, "| new |")
+    assert path.read_text() == text
