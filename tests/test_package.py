@@ -3,7 +3,9 @@
 import ast
 import graphlib
 import hashlib
+import importlib
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import qa_helpers
+from qa_helpers.common.moved import OLD
 from qa_helpers.data.squad import ASSETS
 
 PACKAGE = Path(qa_helpers.__file__).parent
@@ -44,6 +47,8 @@ def imported(path):
     """The modules of this package that a module imports anywhere, also inside functions, and relatively too."""
     package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
     for node in ast.walk(SOURCES[path]):
+        if path.name == "__init__.py" and path.parent == PACKAGE:
+            return  # names for students, each loaded when it is asked for
         if isinstance(node, ast.ImportFrom):
             parents = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
             module = ".".join([*parents, *filter(None, [node.module])])
@@ -119,6 +124,55 @@ def test_experiments_are_changed_by_what_checks_them():
     """pydantic's `model_copy(update=...)` checks nothing: `record.change` takes its place, also in the notebooks."""
     for path in [*SOURCES, *(PACKAGE.parent / "notebooks").glob("*.ipynb")]:
         assert "model_copy(" not in path.read_text(encoding="utf-8"), path
+
+
+def test_the_students_names_are_those_of_the_table_and_each_is_what_its_module_defines():
+    table = re.findall(r"^\| (`.*`) \|", qa_helpers.__doc__, re.MULTILINE)
+    told = [name for row in table for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(told) == sorted(qa_helpers.__all__)
+    block = next(node for node in SOURCES[PACKAGE / "__init__.py"].body if isinstance(node, ast.If))
+    for_editors = {alias.name: node.module for node in block.body for alias in node.names}
+    assert sorted(for_editors) == sorted(qa_helpers.__all__)
+    for name, module in for_editors.items():
+        assert getattr(qa_helpers, name) is getattr(importlib.import_module(module), name), name
+        assert name in dir(qa_helpers)
+
+
+def test_another_name_is_not_there():
+    with pytest.raises(AttributeError, match=r"^module 'qa_helpers' has no attribute 'no_such_name'$"):
+        qa_helpers.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import qa_helpers.records",
+        "from qa_helpers.experiments import run_experiment",
+        "from qa_helpers.first_cell import prepare",
+        "from qa_helpers.rlhf.chains import run_chain",
+        "from qa_helpers.data import load_qa",
+        "from qa_helpers.training import train",
+        "from qa_helpers.evaluation import evaluate",
+    ],
+)
+def test_an_old_import_says_where_it_still_holds(line):
+    name = re.sub(r"^(?:import|from) (\S+)(?: import (\w+))?$", r"\1", line)
+    with pytest.raises(ImportError, match=rf"^{name}.* has moved, .*; commit [0-9a-f]{{7}} is the last with the old"):
+        exec(line)
+
+
+def test_no_module_of_today_is_called_old():
+    assert not OLD & set(MODULES)
+
+
+def test_the_first_cells_name_needs_nothing_but_the_standard_library():
+    program = (
+        "import sys; sys.meta_path.insert(0, type('', (), {'find_spec': staticmethod(lambda name, *_: "
+        "None if name.partition('.')[0] in sys.stdlib_module_names | {'qa_helpers'} else (_ for _ in ()).throw("
+        "ModuleNotFoundError(name)))})()); from qa_helpers import prepare; print(prepare.__module__)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "qa_helpers.course.first_cell"
 
 
 def test_the_package_is_imported_within_half_a_second_without_torch():

@@ -143,22 +143,23 @@ def in_a_kernel(folder: Path, scratch: Path, before: str = "") -> Any:
     return subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True)
 
 
+def test_it_is_short() -> None:
+    assert len([line for line in CELL.splitlines() if line.strip()]) <= 4
+
+
 def test_without_the_package_the_cell_says_one_sentence(tmp_path: Path) -> None:
-    done = in_a_kernel(tmp_path, tmp_path)
-    *said, last = done.stdout.strip().splitlines()
+    *_, said, last = in_a_kernel(tmp_path, tmp_path).stdout.strip().splitlines()
     assert last == "False False"
-    assert len(said) == 1
-    assert said[0].startswith("the course's package is not in this kernel: choose the kernel of the course's .venv")
+    assert said.endswith("the course's package is not here: choose the kernel of its .venv, or use `make lab`")
 
 
-@pytest.mark.parametrize("place", ["notebooks", "."])
-def test_a_checkout_that_is_not_installed_is_found(place: str, tmp_path: Path) -> None:
-    assert in_a_kernel(ROOT / place, tmp_path).stdout.strip() == "True True"
+def test_in_the_courses_folder_the_package_is_found_though_it_is_not_installed(tmp_path: Path) -> None:
+    assert in_a_kernel(ROOT, tmp_path).stdout.strip() == "True True"
 
 
-def test_a_clone_in_the_folder_is_found(tmp_path: Path) -> None:
+def test_on_colab_one_changes_into_the_courses_folder_first(tmp_path: Path) -> None:
     (tmp_path / "clone").symlink_to(ROOT)
-    assert in_a_kernel(tmp_path, tmp_path).stdout.strip() == "True True"
+    assert in_a_kernel(tmp_path, tmp_path, "%cd -q clone").stdout.strip() == "True True"
 
 
 def test_a_lack_is_shown_without_a_traceback(tmp_path: Path) -> None:
@@ -166,8 +167,7 @@ def test_a_lack_is_shown_without_a_traceback(tmp_path: Path) -> None:
     before += (
         "def version(name):\n    if name == 'peft': raise metadata.PackageNotFoundError(name)\n    return find(name)\n"
     )
-    (tmp_path / "clone").symlink_to(ROOT)
-    done = in_a_kernel(tmp_path, tmp_path, before + "metadata.version = version")
+    done = in_a_kernel(ROOT, tmp_path, before + "metadata.version = version")
     said, last = done.stdout.strip().splitlines()
     assert last == "True False"
     assert said.startswith("this kernel lacks peft>=0.19: choose the kernel")
