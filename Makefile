@@ -7,6 +7,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+# of README's table of results
+RECIPES := baseline-1000 experiment1-2000 experiment2-5000 warm1-2000 sft-1000-smollm2 \
+    idea-average-seeds-5000 idea-best-three-ensemble-5000
+
 .PHONY: run test test-browser chromium pictures lab check notebooks records benchmark faults format clean help
 .DEFAULT_GOAL := help
 
@@ -49,8 +53,9 @@ check: $(READY)  ## say what this machine can do
 notebooks: $(READY)  ## execute the notebooks and store their outputs in them
 	$(BIN)/python -m qa_helpers notebooks --refresh
 
-records: $(READY)  ## renew the README's picture and its table of recorded results from records/
-	$(BIN)/python -m qa_helpers report records/class-[!ci]*.json --into README.md  # ideas: see notebook 03
+records: $(READY)  ## renew README's picture, its table and that of docs/results.md from records/
+	$(BIN)/python -m qa_helpers report records/class-[!ci]*.json --into docs/results.md  # ideas: see notebook 03
+	$(BIN)/python -m qa_helpers report --by-recipe $(foreach name,$(RECIPES),records/class-$(name)-seed*.json) --into README.md
 	$(BIN)/python -m qa_helpers report records/class-baseline-*.json --picture records/class-baseline.png > /dev/null
 
 benchmark: $(READY)  ## measure speed and memory; prints tables

@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     three.add_argument("records", nargs="+", metavar="RECORD", type=user_path)
     three.add_argument("--picture", type=user_path, help="also draw EM with intervals, a PNG file")
     three.add_argument("--into", type=user_path, help="replace the table between this file's report marks instead")
+    three.add_argument("--by-recipe", action="store_true", help="a line a recipe: means over its seeds")
     counted = add("counts", counts, "Count recorded answers as the homework's report may have; writes a file.")
     counted.add_argument("records", nargs="+", metavar="RECORD", type=user_path)
     counted.add_argument("--data", default="squad", help="the validation set that they were asked (default: squad)")
@@ -225,9 +226,10 @@ def language_chain(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     """Print a table of records, or put it into a file."""
     from qa_helpers.experiment.record import format_report, read_record, replace_report
+    from qa_helpers.report.tables import format_recipes
 
     records = [read_record(path) for path in options.records]
-    text = format_report(records)
+    text = format_recipes(records) if options.by_recipe else format_report(records)
     if options.picture:
         from qa_helpers.report.plots import save_report_picture
 

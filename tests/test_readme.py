@@ -10,15 +10,54 @@ from qa_helpers.experiment.record import REPORT_MARKS, format_report, read_recor
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 
 
-def test_table_is_made_from_the_records() -> None:
+def between_marks(text: str) -> str:
     begin, end = REPORT_MARKS
-    table = README.split(begin)[1].split(end)[0].strip()
+    return text.split(begin)[1].split(end)[0].strip()
+
+
+def test_the_table_of_all_runs_is_made_from_the_records() -> None:
     # The runs of ideas, and the one on made-up questions that an idea starts from, have their table in notebook 03.
     records = [read_record(path) for path in sorted((ROOT / "records").glob("class-[!ci]*.json"))]
     assert records
-    assert table == format_report(records)
+    assert between_marks(DOCS["results.md"]) == format_report(records)
+
+
+def test_the_readmes_table_is_of_means_over_seeds() -> None:
+    for name, _, seeds, *means in (row.strip("| ").split(" | ") for row in between_marks(README).splitlines()[2:]):
+        runs = [read_record(path) for path in sorted((ROOT / "records").glob(f"{name}-seed*.json"))]
+        assert len(runs) == int(seeds)
+        for mean, (asked, metric) in zip(
+            means,
+            [("first-500", "exact_match"), ("random-500", "exact_match"), ("all", "exact_match"), ("all", "f1")],
+            strict=True,
+        ):
+            if any(asked not in run.scores for run in runs):
+                assert mean == "–"
+                continue
+            by_hand = np.mean([100 * np.asarray(run.column(metric, asked)).mean() for run in runs])
+            assert abs(float(mean) - by_hand) <= 0.06  # its decimal, and the records' second
+
+
+def test_it_is_for_somebody_who_has_two_minutes() -> None:
+    assert len(README.splitlines()) <= 150
+    assert len(README) <= 9_000
+
+
+def test_each_step_of_a_questions_way_is_there() -> None:
+    way = DOCS["decisions.md"].split("## A question's way through the package")[1].split("## ")[0]
+    steps = re.findall(r"^\d\. ((?:`[^`]+`, )+)?", way, re.MULTILINE)
+    assert len(steps) == 8
+    for step in steps:
+        *files, last = re.findall(r"`([^`]+)`", step)
+        for file in [*files, last]:
+            if file.endswith(".py"):
+                path = ROOT / "qa_helpers" / file
+                assert path.is_file(), file
+            else:
+                assert re.search(rf"^def {file}\(", path.read_text(encoding="utf-8"), re.MULTILINE), file
 
 
 def test_the_best_recipe_is_the_records() -> None:
@@ -35,7 +74,7 @@ def test_the_best_recipe_is_the_records() -> None:
 
 
 def test_every_dependency_has_its_reason() -> None:
-    reasons = README.split("## Why each dependency")[1].split("\n## ")[0]
+    reasons = DOCS["decisions.md"].split("## Why each dependency")[1].split("\n## ")[0]
     names = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(names) > 10
     assert [name for name in names if not re.search(rf"\b{name}\b", reasons)] == []
@@ -44,10 +83,15 @@ def test_every_dependency_has_its_reason() -> None:
 def test_every_notebook_is_listed_and_every_link_leads_somewhere() -> None:
     links = set(re.findall(r"\]\(([^)#:]+)\)", README))
     assert [link for link in links if not (ROOT / link).exists()] == []
-    notebooks = {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
-    assert notebooks <= links
+    assert {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")} <= links
+    assert {f"docs/{name}" for name in DOCS} <= links
+    for name, text in DOCS.items():
+        assert [link for link in re.findall(r"\]\(([^)#:]+)\)", text) if not (ROOT / "docs" / link).exists()] == [], (
+            name
+        )
 
 
 def test_every_make_target_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z-]+)`", README)) <= targets
+    for text in (README, *DOCS.values()):
+        assert set(re.findall(r"`make ([a-z-]+)`", text)) <= targets

@@ -9,7 +9,7 @@ from qa_helpers.experiment.record import EvalSet, Experiment, RecordError, chang
 
 @dataclass(frozen=True)
 class Scale:
-    """How much work a notebook does. See the README for the three."""
+    """How much work a notebook does. See docs/set-up.md for the three."""
 
     name: str
     data: str

@@ -417,7 +417,7 @@ def _columns(results: Iterable[Result]) -> Questions:
 
 
 # ---- running again ---------------------------------------------------------------------------------------------
-RERUN_SPREAD = 3.0  # points that a score may move beyond sampling: see the README, "Do the numbers hold?"
+RERUN_SPREAD = 3.0  # points that a score may move beyond sampling: see docs/results.md, "Do the numbers hold?"
 RERUN_CHANGED = 0.17  # share of answers that another machine's run turns right or wrong: the most in nine pairs of runs
 Verdict = Literal["same", "within tolerance", "off"]
 
