@@ -73,6 +73,13 @@ def _axes(title: str, x: str, y: str, ax: Axes | None = None, size: tuple[float,
     return ax
 
 
+def _legend(ax: Axes, beside: bool = True, **options: Any) -> None:
+    """Each name once, beside the axes or within them."""
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    where = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}
+    ax.legend(handles.values(), handles.keys(), frameon=False, **(where | options))
+
+
 def losses(runs: Mapping[str, Run], title: str, ax: Axes | None = None) -> Axes:
     """Training loss by optimizer step, a line a run; the keys are the legend."""
     ax = _axes(title, "optimizer step", "training loss (nats)", ax)
@@ -104,7 +111,7 @@ def lines(
         marker = "osD^v<"[list(colours).index(kind) % 6]
         ax.plot(places, values, color=colour, marker=marker, markersize=4, label=name)
     if legend:
-        ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+        _legend(ax, fontsize="small")
     return ax
 
 
@@ -182,19 +189,6 @@ def bars(counts: Mapping[str, float], title: str, x: str, form: str = "{:g}") ->
     return ax
 
 
-def grouped_bars(values: Mapping[str, Mapping[str, float]], title: str, x: str) -> Axes:
-    """Horizontal bars in groups, the first group on top: `values[group][bar]`, a colour a bar."""
-    names = list(next(iter(values.values())))
-    ax = _axes(title, x, "", size=(7, 0.9 + 0.2 * len(values) * (len(names) + 1)))
-    for number, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
-        places = [group + (number - (len(names) - 1) / 2) * 0.8 / len(names) for group in range(len(values))]
-        ax.barh(places, [bars[name] for bars in values.values()], 0.8 / len(names), color=colour, label=name)
-    ax.set_yticks(range(len(values)), list(values))
-    ax.invert_yaxis()
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return ax
-
-
 def quality_by_share(series: Mapping[str, tuple[Mapping[str, Run], str]], title: str) -> Axes:
     """EM with its interval against the share of weights that was trained.
 
@@ -212,8 +206,7 @@ def quality_by_share(series: Mapping[str, tuple[Mapping[str, Run], str]], title:
             if number == 0:
                 ax.annotate(label, (share, em.high), (0, 4), textcoords="offset points", fontsize="small", ha="center")
     ax.set(xscale="log", ylim=(0, None))
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    ax.legend(handles.values(), handles.keys(), frameon=False, loc="upper left")
+    _legend(ax, beside=False, loc="upper left")
     return ax
 
 
@@ -224,7 +217,7 @@ def learning_rates(tried: Mapping[str, Mapping[float, Run]], evaluation: str, ti
         ems = [run.scores[evaluation].exact_match.value for run in runs.values()]
         ax.plot(list(runs), ems, "o-", color=colour, label=label)
     ax.set(xscale="log", ylim=(0, None))
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend(ax)
     return ax
 
 
@@ -250,8 +243,7 @@ def windows(cut: Sequence[Window], title: str) -> Axes:
             ax.barh(place, end - start, left=start, height=0.55, color=VERMILION, label="answer")
     ax.set_yticks(range(len(cut)), [f"window {number}" for number in range(1, len(cut) + 1)])
     ax.invert_yaxis()
-    handles = {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    ax.legend(handles.values(), handles.keys(), frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend(ax)
     return ax
 
 
@@ -332,7 +324,7 @@ def scaling(
     ax.set_xticks(ticks, [f"{size:,.0f}" for size in ticks])
     ax.minorticks_off()
     heading = "bands: 95 %, for the mean" if fits else None
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), title=heading)
+    _legend(ax, title=heading)
     return ax
 
 

@@ -46,17 +46,6 @@ def test_epochs_show_training_and_validation(run: Run) -> None:
     assert drawn["F1, training questions"] == [epoch.train.f1 for epoch in run.epochs]
 
 
-def test_grouped_bars_show_every_value_under_its_group_and_name() -> None:
-    ax = plots.grouped_bars({"one": {"before": 3, "after": 1}, "two": {"before": 2, "after": 4}}, "title", "x")
-    before, after = ax.containers
-    assert [bar.get_width() for bar in before] == [3, 2]
-    assert [bar.get_width() for bar in after] == [1, 4]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["before", "after"]
-    for place, group in enumerate((0, 1)):
-        middle = sum(bars[group].get_y() + bars[group].get_height() / 2 for bars in (before, after)) / 2
-        assert middle == pytest.approx(place)
-
-
 def test_bars_write_their_numbers_in_the_given_form() -> None:
     ax = plots.bars({"one": 1.234, "two": -2.0}, "title", "x", "{:.1f}")
     assert {text.get_text() for text in ax.texts} == {"1.2", "-2.0"}
