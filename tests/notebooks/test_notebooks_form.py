@@ -151,6 +151,22 @@ def links_to_its_neighbours(notebook: Notebook, before: str | None, after: str |
                 yield f"its {place} cell does not link to {neighbour}"
 
 
+def imports_what_the_package_has(notebook: Notebook) -> Iterator[str]:
+    """In cells, and in the solutions that stand in Markdown."""
+    folded = (
+        text for cell in notebook["cells"] for text in re.findall(r"```python\n(.*?)```", source(cell), re.DOTALL)
+    )
+    for text in [*(source(cell) for _, cell in code_cells(notebook)), *folded]:
+        lines = [line for line in text.splitlines() if not line.startswith(("%", "!"))]
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "qa_helpers":
+                for name in (alias.name for alias in node.names):
+                    try:
+                        exec(f"from {node.module} import {name}", {})
+                    except ImportError as error:
+                        yield f"from {node.module} import {name}: {error}"
+
+
 def is_valid(notebook: Notebook) -> Iterator[str]:
     for error in iter_validate(copy.deepcopy(notebook)):
         yield f"not valid: {error.message} at {'/'.join(map(str, error.absolute_path))}"
@@ -169,6 +185,7 @@ CHECKS: list[Check] = [
     names_the_python3_kernel,
     has_unique_ids,
     says_how_long_it_takes,
+    imports_what_the_package_has,
     is_valid,
 ]
 
@@ -254,6 +271,12 @@ FAULTS: list[tuple[Check, Notebook]] = [
     (names_the_python3_kernel, notebook_of(kernel="conda-env")),
     (has_unique_ids, notebook_of(code("1", id="same"), code("2", id="same"))),
     (says_how_long_it_takes, notebook_of(markdown("# Title"), markdown("Two minutes on two CPU cores."))),
+    (imports_what_the_package_has, notebook_of(code("from qa_helpers import no_such_name"))),
+    (imports_what_the_package_has, notebook_of(code("from qa_helpers.records import Run"))),
+    (
+        imports_what_the_package_has,
+        notebook_of(markdown("```python\nfrom qa_helpers.data.squad import no_such_name\n```")),
+    ),
     (is_valid, notebook_of(code("1", tagged="nbval-tol:rel=0.1,abs=1"))),
     (is_valid, notebook_of({"cell_type": "code", "source": ""})),
 ]
