@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from qa_helpers.common.device import autocast, evaluation_mode, progress_bar
+from qa_helpers.common.device import autocast, evaluation_mode, longest_first, progress_bar
 from qa_helpers.data.rows import DataError, check_rows, check_text, row_id
 from qa_helpers.model.trainable import encoder
 
 MAX_TOKENS = 256  # the rest of a longer text is cut off, as MiniLM's publishers do
-BATCH_SIZE = 32  # texts a forward call; they are sorted by length first
+BATCH_SIZE = 32  # texts a forward call
 
 
 @torch.inference_mode()
@@ -31,11 +31,9 @@ def embed(model: nn.Module, tokenizer: Any, texts: Sequence[str], progress: str 
         check_text(text, f"text {place}")
     device = next(model.parameters()).device
     network = encoder(model)
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     rows: list[torch.Tensor] = [torch.empty(0)] * len(texts)
     with evaluation_mode(model), progress_bar(total=len(texts), desc=progress, unit="text") as bar:
-        for at in range(0, len(order), BATCH_SIZE):
-            chosen = order[at : at + BATCH_SIZE]
+        for chosen in longest_first([len(text) for text in texts], BATCH_SIZE):
             batch = tokenizer(
                 [texts[i] for i in chosen],
                 truncation=True,

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from qa_helpers.common.device import autocast, evaluation_mode, progress_bar
+from qa_helpers.common.device import autocast, evaluation_mode, longest_first, progress_bar
 from qa_helpers.common.io import ModelError
 from qa_helpers.data.rows import check_rows, row_id
 from qa_helpers.data.windows import MAX_LENGTH, STRIDE, Window, make_windows
 
 MAX_ANSWER_TOKENS = 30  # the usual limit; SQuAD answers of the validation set have a median of 2 words
-BATCH_SIZE = 32  # windows a forward call; they are sorted by length first, so that hardly any padding is computed
+BATCH_SIZE = 32  # windows a forward call
 
 
 class Span(NamedTuple):
@@ -112,10 +112,8 @@ def window_logits(
         ModelError: if these are no numbers.
     """
     device = next(model.parameters()).device
-    order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))  # longest first: memory runs out at once
     with evaluation_mode(model), progress_bar(total=len(windows), desc=progress, unit="window") as bar:
-        for at in range(0, len(order), batch_size):
-            chosen = order[at : at + batch_size]
+        for chosen in longest_first([len(window) for window in windows], batch_size):
             columns = _columns([windows[i].inputs for i in chosen])
             batch = tokenizer.pad(columns, padding_side="right", return_tensors="pt")
             with torch.inference_mode(), autocast(device):

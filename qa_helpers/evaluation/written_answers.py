@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from qa_helpers.common.device import evaluation_mode, has_native_bf16, progress_bar
+from qa_helpers.common.device import evaluation_mode, has_native_bf16, longest_first, progress_bar
 from qa_helpers.common.io import ModelError
 from qa_helpers.data.rows import DataError, check_rows, given_answers, row_id
 from qa_helpers.evaluation.span_answers import Answers, Prediction, Span
@@ -154,11 +154,9 @@ def answer(
     """
     rows = check_rows(rows)
     prompts = [prompt_tokens(tokenizer, row) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
     predictions: list[Prediction | None] = [None] * len(rows)
     with evaluation_mode(model), progress_bar(total=len(rows), desc=progress, unit="question") as bar:
-        for at in range(0, len(order), batch_size):
-            chosen = order[at : at + batch_size]
+        for chosen in longest_first([len(prompt) for prompt in prompts], batch_size):
             written = _generate(model, tokenizer, [prompts[i] for i in chosen])
             for i, (text, log_probability) in zip(chosen, written, strict=True):
                 start = rows[i]["context"].find(text)
@@ -255,10 +253,10 @@ class AnswerCollator:
 @torch.inference_mode()
 def answer_loss(model: nn.Module, tokenizer: Any, rows: Iterable[dict[str, Any]], batch_size: int = 8) -> float:
     """Mean training loss over the tokens of all answers: what supervised fine-tuning makes smaller."""
-    features = sorted(training_features(rows, tokenizer), key=lambda feature: -len(feature["input_ids"]))
+    features = training_features(rows, tokenizer)
     collate, total, count = AnswerCollator(tokenizer), 0.0, 0
-    for at in range(0, len(features), batch_size):
-        batch = collate(features[at : at + batch_size])
+    for chosen in longest_first([len(feature["input_ids"]) for feature in features], batch_size):
+        batch = collate([features[i] for i in chosen])
         on_device = {name: v.to(_device(model)) if torch.is_tensor(v) else v for name, v in batch.items()}
         tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
         total += float(model(**on_device).loss) * tokens
