@@ -1,7 +1,7 @@
 """Answers from a model with a span head: the best allowed span of a passage, found exactly."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,12 +26,26 @@ class Span(NamedTuple):
     probability: float  # among all allowed spans of all windows of the question
 
 
+class TokenScore(NamedTuple):
+    """A token of the passage, by its characters, and the probabilities (0 to 1) that the answer starts, or ends, there.
+
+    They are a softmax over all tokens of the passage; of a token in several windows, the higher logit counts.
+    """
+
+    start: int
+    end: int
+    starts: float
+    ends: float
+
+
 @dataclass(frozen=True)
 class Prediction:
     """A model's answer to one question: the best span first in `n_best`."""
 
     id: str
     n_best: list[Span]
+    windows: int = 1  # in so many, which overlap, the passage was read
+    tokens: list[TokenScore] = field(default_factory=list)  # of the whole passage in order, if they are asked for
 
     @property
     def text(self) -> str:
@@ -147,6 +161,7 @@ def answer(
     max_length: int = MAX_LENGTH,
     stride: int = STRIDE,
     progress: str = "answering",
+    token_scores: bool = False,
 ) -> Answers:
     """Answer questions: the best allowed span over all windows of each.
 
@@ -157,6 +172,7 @@ def answer(
         n_best: candidates kept a question.
         max_length, stride: of the windows, in tokens.
         progress: the progress bar's label.
+        token_scores: whether each prediction also gets its `tokens`.
 
     Raises:
         DataError: if a row lacks a text or its answers are not in place (see `rows.check_rows`), or a question leaves
@@ -165,28 +181,74 @@ def answer(
     """
     rows = check_rows(rows)
     windows = make_windows(rows, tokenizer, max_length, stride)
-    found: list[list[tuple[float, int, int]]] = [[] for _ in rows]  # (score, first character, last character)
-    totals: list[list[float]] = [[] for _ in rows]
+    readings = [_Reading() for _ in rows]
     losses = np.full(len(windows), np.nan)
     for chosen, start_logits, end_logits in window_logits(model, windows, tokenizer, progress=progress):
-        for i, loss in zip(chosen, _losses(windows, chosen, start_logits, end_logits), strict=True):
-            losses[i] = loss
-        spans = best_spans(start_logits, end_logits, passage_mask(windows, chosen, start_logits.shape[1]), n_best)
-        scores, starts, ends, log_totals = (tensor.tolist() for tensor in spans)
+        losses[chosen] = _losses(windows, chosen, start_logits, end_logits)
+        mask = passage_mask(windows, chosen, start_logits.shape[1])
+        spans = [column.tolist() for column in best_spans(start_logits, end_logits, mask, n_best)]
         for row, i in enumerate(chosen):
-            window = windows[i]
-            totals[window.question].append(log_totals[row])
-            found[window.question] += [
-                (score, *window.characters(start, end))
-                for score, start, end in zip(scores[row], starts[row], ends[row], strict=True)
-                if score > -np.inf
-            ]
+            reading = readings[windows[i].question]
+            reading.add_spans(windows[i], *(column[row] for column in spans))
+            if token_scores:
+                reading.add_tokens(windows[i], start_logits[row].tolist(), end_logits[row].tolist())
     predictions = [
-        Prediction(row_id(row, i), merge_spans(row["context"], found[i], totals[i], n_best))
-        for i, row in enumerate(rows)
+        reading.prediction(row_id(row, number), row["context"], n_best)
+        for number, (row, reading) in enumerate(zip(rows, readings, strict=True))
     ]
     labelled = bool(rows) and all(row.get("answers") for row in rows)
     return Answers(predictions, float(losses.mean()) if labelled else float("nan"))
+
+
+Characters = tuple[int, int]  # of a passage: the first, and the one after the last
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What a model says of one question, gathered from overlapping windows, which propose some spans twice."""
+
+    spans: dict[Characters, float] = field(default_factory=dict)  # their scores
+    log_totals: list[float] = field(default_factory=list)  # of each window, as `best_spans` gives them
+    starts: dict[Characters, float] = field(default_factory=dict)  # the tokens' start logits
+    ends: dict[Characters, float] = field(default_factory=dict)  # the tokens' end logits
+
+    def add_spans(
+        self, window: Window, scores: Sequence[float], firsts: Sequence[int], lasts: Sequence[int], log_total: float
+    ) -> None:
+        """Take in a window's best spans, by their tokens."""
+        self.log_totals.append(log_total)
+        allowed = scores.index(-np.inf) if -np.inf in scores else len(scores)  # the best come first
+        tokens = zip(firsts[:allowed], lasts[:allowed], strict=True)
+        _keep_highest(self.spans, [window.characters(*pair) for pair in tokens], scores)
+
+    def add_tokens(self, window: Window, start_logits: Sequence[float], end_logits: Sequence[float]) -> None:
+        """Take in a window's logits, (tokens,) each."""
+        tokens = [(start, end) for start, end in window.offsets.tolist()]
+        for highest, logits in ((self.starts, start_logits), (self.ends, end_logits)):
+            _keep_highest(highest, tokens, logits[window.first :])
+
+    def prediction(self, id: str, context: str, n_best: int) -> Prediction:
+        """What it comes to: the best spans of the passage, and its tokens' probabilities if their logits are there."""
+        log_total = float(np.logaddexp.reduce(self.log_totals)) if self.log_totals else -np.inf
+        best = sorted(self.spans.items(), key=lambda item: (-item[1], item[0]))[:n_best]
+        spans = [
+            Span(context[start:end], start, score, float(np.exp(score - log_total))) for (start, end), score in best
+        ]
+        tokens = sorted(self.starts)
+        chances = [_softmax([logits[token] for token in tokens]) for logits in (self.starts, self.ends)]
+        scores = [TokenScore(*token, *pair) for token, *pair in zip(tokens, *chances, strict=True)]
+        return Prediction(id, spans, len(self.log_totals), scores)
+
+
+def _keep_highest(highest: dict[Characters, float], where: Iterable[Characters], values: Sequence[float]) -> None:
+    for characters, value in zip(where, values, strict=False):  # of the values, those of padding come last
+        highest[characters] = max(value, highest.get(characters, -np.inf))
+
+
+def _softmax(logits: Sequence[float]) -> list[float]:
+    weights = np.exp(np.array(logits) - np.max(logits, initial=-np.inf))
+    shares: list[float] = (weights / weights.sum()).tolist()
+    return shares
 
 
 def out_of_reach(rows: Iterable[dict[str, Any]], tokenizer: Any) -> int:
@@ -232,24 +294,3 @@ def _losses(
     ]
     losses: list[float] = ((both[0] + both[1]) / 2).tolist()
     return losses
-
-
-def merge_spans(
-    context: str, found: Iterable[tuple[float, int, int]], log_totals: Sequence[float], n_best: int
-) -> list[Span]:
-    """The best distinct spans over the windows of one question; overlapping windows propose some twice.
-
-    Args:
-        context: the passage.
-        found: each candidate's score, first character, last character (exclusive).
-        log_totals: of each window, as `best_spans` gives them.
-        n_best: spans kept.
-    """
-    log_total = float(np.logaddexp.reduce(log_totals)) if log_totals else -np.inf
-    best: dict[tuple[int, int], Span] = {}
-    for score, start, end in sorted(found, key=lambda span: (-span[0], span[1], span[2])):
-        if (start, end) not in best:
-            best[start, end] = Span(context[start:end], start, score, float(np.exp(score - log_total)))
-        if len(best) == n_best:
-            break
-    return list(best.values())

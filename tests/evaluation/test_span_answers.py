@@ -122,6 +122,30 @@ def test_answers_equal_those_of_plain_loops_a_window_at_a_time(in_float32, model
     assert found.loss == pytest.approx(np.mean(losses), rel=1e-4)
 
 
+def test_token_scores_equal_a_softmax_of_plain_loops(in_float32, model, tokenizer, course):
+    row = course[0]
+    [prediction] = answer(model, tokenizer, [row], 5, max_length=64, stride=16, token_scores=True).predictions
+    made = windows.make_windows([row], tokenizer, 64, 16)
+    assert prediction.windows == len(made) > 2
+    starts, ends = {}, {}
+    for window in made:
+        with torch.inference_mode():
+            output = model(**{name: torch.tensor([values]) for name, values in window.inputs.items()})
+        for position, token in enumerate(map(tuple, window.offsets.tolist()), window.first):
+            for highest, logits in ((starts, output.start_logits), (ends, output.end_logits)):
+                highest[token] = max(float(logits[0, position]), highest.get(token, -math.inf))
+    offsets = tokenizer(row["context"], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    assert [token[:2] for token in prediction.tokens] == offsets == sorted(starts)
+    for column, logits in ((2, starts), (3, ends)):
+        total = sum(math.exp(logit) for logit in logits.values())
+        expected = [math.exp(logits[token]) / total for token in offsets]
+        assert [token[column] for token in prediction.tokens] == pytest.approx(expected, rel=1e-3)
+        assert sum(token[column] for token in prediction.tokens) == pytest.approx(1)
+    [plain] = answer(model, tokenizer, [row], 5, max_length=64, stride=16).predictions
+    assert plain.tokens == [], "only if they are asked for"
+    assert plain.n_best == prediction.n_best
+
+
 def test_answering_leaves_the_model_as_it_was(model, tokenizer, course):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
@@ -154,6 +178,6 @@ def test_an_answer_has_at_most_thirty_tokens(model, tokenizer, course):
 
 
 def test_nothing_to_answer_from_gives_an_empty_prediction(model, tokenizer):
-    [prediction] = answer(model, tokenizer, [{"question": "Who?", "context": ""}]).predictions
-    assert (prediction.text, prediction.confidence) == ("", 0.0)
+    [prediction] = answer(model, tokenizer, [{"question": "Who?", "context": ""}], token_scores=True).predictions
+    assert (prediction.text, prediction.confidence, prediction.tokens) == ("", 0.0, [])
     assert answer(model, tokenizer, []).predictions == []
