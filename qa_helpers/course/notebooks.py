@@ -22,7 +22,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +33,6 @@ from qa_helpers.course.checks import format_figures, published_figures
 
 # nbformat, nbclient, nbconvert, psutil and tqdm load on first use: every pytest run imports this module.
 if TYPE_CHECKING:
-    import psutil
     from nbclient import NotebookClient
     from nbformat import NotebookNode
 
@@ -123,43 +122,27 @@ def notebook_kernel(
             yield client
 
 
-class PeakMemory(threading.Thread):
-    """Samples the resident memory of a process and its children; afterwards `mib` holds the highest sum.
+@contextmanager
+def peak_memory(pid: int) -> Iterator[Callable[[], float]]:
+    """Sample the resident memory of a process and its children; what it yields gives the highest sum so far, in MiB."""
+    import psutil
 
-    Use as a context manager around the work of the process.
-    """
+    process, ended, highest = psutil.Process(pid), threading.Event(), 0.0
 
-    def __init__(self, pid: int) -> None:
-        """Watch the process `pid`."""
-        import psutil
+    def sample() -> None:
+        nonlocal highest
+        while not ended.wait(MEMORY_STEP):
+            with suppress(psutil.NoSuchProcess):  # the kernel died; a child that just ended only costs this sample
+                family = [process, *process.children(recursive=True)]
+                highest = max(highest, sum(member.memory_info().rss for member in family) / 2**20)
 
-        super().__init__(daemon=True)
-        self.process = psutil.Process(pid)
-        self.mib = 0.0
-        self._ended = threading.Event()
-
-    def __enter__(self) -> PeakMemory:
-        """Start sampling."""
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop sampling."""
-        self._ended.set()
-        self.join()
-
-    def run(self) -> None:
-        """Sample until the context ends or the process is gone."""
-        import psutil
-
-        while not self._ended.is_set():
-            try:
-                family: list[psutil.Process] = [self.process, *self.process.children(recursive=True)]
-                self.mib = max(self.mib, sum(member.memory_info().rss for member in family) / 2**20)
-            except psutil.NoSuchProcess:
-                if not self.process.is_running():
-                    return  # the kernel died; a child that ended between two lines only costs this sample
-            self._ended.wait(MEMORY_STEP)
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    try:
+        yield lambda: highest
+    finally:
+        ended.set()
+        sampler.join()
 
 
 # ---- one notebook --------------------------------------------------------------------------------------
@@ -199,19 +182,15 @@ def execute_notebook(
     start = time.monotonic()
     with (
         notebook_kernel(notebook, path.parent, scale=scale, runs_dir=runs_dir, timeout=timeout) as client,
-        PeakMemory(client.km.provisioner.pid) as memory,  # type: ignore[union-attr]  # it has been started
+        peak_memory(client.km.provisioner.pid) as peak_mib,  # type: ignore[union-attr]  # it has been started
     ):
-        for index, cell in enumerate(notebook.cells):
-            try:
+        try:
+            for index, cell in enumerate(notebook.cells):
                 client.execute_cell(cell, index)
-            except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-                run.failed_at = f"[{client.code_cells_executed}]"
-                run.error = describe_failure(error, timeout)
-                break
-            on_cell()
-    run.seconds = time.monotonic() - start
-    run.peak_mib = memory.mib
-    run.figures = published_figures(notebook)
+                on_cell()
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            run.failed_at, run.error = f"[{client.code_cells_executed}]", describe_failure(error, timeout)
+    run.seconds, run.peak_mib, run.figures = time.monotonic() - start, peak_mib(), published_figures(notebook)
     return run
 
 
@@ -283,6 +262,7 @@ def run_notebooks(
 
     scale = "quick" if refresh else os.environ.get("QA_SCALE", "quick")
     kept = None if refresh else os.environ.get("QA_RUNS_DIR")
+    runs_dir = user_path(kept) if kept else None
     timeout *= 1 if scale == "quick" else PATIENCE
     notebooks = {path: read_notebook(path) for path in paths}
     for path in [out / "page.html", *(paths if refresh else [])]:
@@ -292,14 +272,7 @@ def run_notebooks(
         for path, notebook in notebooks.items():
             bar.set_description(path.stem)
             cells_until_here = bar.n + len(notebook.cells)
-            run = execute_notebook(
-                path,
-                notebook,
-                scale=scale,
-                runs_dir=user_path(kept) if kept else None,
-                timeout=timeout,
-                on_cell=bar.update,
-            )
+            run = execute_notebook(path, notebook, scale=scale, runs_dir=runs_dir, timeout=timeout, on_cell=bar.update)
             bar.update(cells_until_here - bar.n)  # a failed notebook left cells out
             normalise(notebook)
             write_html(run, out)
