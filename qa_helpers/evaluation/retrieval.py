@@ -27,8 +27,8 @@ def embed(model: nn.Module, tokenizer: Any, texts: Sequence[str], progress: str 
     """
     if not texts:
         raise DataError("there are no texts to embed; give one or more")
-    for place, text in enumerate(texts):
-        check_text(text, f"text {place}")
+    for number, text in enumerate(texts):
+        check_text(text, f"text {number}")
     device = next(model.parameters()).device
     network = encoder(model)
     rows: list[torch.Tensor] = [torch.empty(0)] * len(texts)
@@ -75,12 +75,12 @@ def retrieval_ranks(
         DataError: if a question's passage is not among them, there are no questions, or a row lacks a text.
     """
     rows = check_rows(rows)
-    place = {passage: i for i, passage in enumerate(passages)}
-    missing = next((i for i, row in enumerate(rows) if row["context"] not in place), None)
+    index_of = {passage: i for i, passage in enumerate(passages)}
+    missing = next((i for i, row in enumerate(rows) if row["context"] not in index_of), None)
     if missing is not None:
         id = row_id(rows[missing], missing)
         raise DataError(f"the passage of question '{id}' is not among the passages to choose from; add it")
     questions = embed(model, tokenizer, [row["question"] for row in rows], "reading questions")
     return ranks(
-        questions, embed(model, tokenizer, passages, "reading passages"), [place[row["context"]] for row in rows]
+        questions, embed(model, tokenizer, passages, "reading passages"), [index_of[row["context"]] for row in rows]
     )

@@ -187,12 +187,12 @@ def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> l
         ],
         dim=1,
     )
-    found = []
+    answers = []
     for ids, values in zip(written.tolist(), log_probabilities.tolist(), strict=True):
         length = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
         text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
-        found.append((text, sum(values[:length])))
-    return found
+        answers.append((text, sum(values[:length])))
+    return answers
 
 
 # ---- supervised fine-tuning ------------------------------------------------------------------------------------
@@ -207,9 +207,9 @@ def training_features(rows: Iterable[dict[str, Any]], tokenizer: Any) -> list[di
         DataError: if a passage is too long, or a row lacks a text or has no answer.
     """
     features = []
-    for place, row in enumerate(check_rows(rows)):
+    for number, row in enumerate(check_rows(rows)):
         prompt = prompt_tokens(tokenizer, row)
-        answer_text = given_answers(row, f"question '{row_id(row, place)}'")[0]
+        answer_text = given_answers(row, f"question '{row_id(row, number)}'")[0]
         reply = [*_answer_tokens(tokenizer, answer_text), tokenizer.eos_token_id]
         features.append({"input_ids": prompt + reply, "labels": [IGNORED] * len(prompt) + reply})
     return features

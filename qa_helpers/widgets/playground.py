@@ -98,7 +98,7 @@ def answered_html(answered: Answered, name: str) -> str:
             f"The passage was read in {answered.windows} overlapping windows; the best answer of all of them counts."
         )
         cut.append(paragraph(words, "qa-muted"))
-    rows = [(place, _short(span.text), 100 * span.probability) for place, span in enumerate(answered.n_best, 1)]
+    rows = [(rank, _short(span.text), 100 * span.probability) for rank, span in enumerate(answered.n_best, 1)]
     return "".join(
         [
             f"<div><p><b>{html.escape(name)}</b>: {html.escape(_short(best.text))} ",
@@ -122,8 +122,8 @@ def strip_html(answered: Answered) -> str:
     In percent, and as a shade: orange for starts, blue for ends.
     """
     tokens, best = answered.tokens, answered.answer
-    place = next((i for i, token in enumerate(tokens) if token.start >= best.start), 0)
-    low = max(0, min(place - STRIP_TOKENS // 2, len(tokens) - STRIP_TOKENS))
+    first = next((i for i, token in enumerate(tokens) if token.start >= best.start), 0)
+    low = max(0, min(first - STRIP_TOKENS // 2, len(tokens) - STRIP_TOKENS))
     shown = tokens[low : low + STRIP_TOKENS]
     legend = "Tokens: ▸ the answer starts here, ◂ it ends here, in percent; nothing where it is less than one."
     if len(shown) < len(tokens):
@@ -148,12 +148,12 @@ def _bar(form: str, probability: float, colour: str) -> str:
 def available_models(folder: Path | str | None = None) -> dict[str, Loader]:
     """What loads the span model of each finished run in a runs folder, by name, and MiniLM as it comes."""
     home = runs_folder(folder)
-    found: dict[str, Loader] = {}
+    loaders: dict[str, Loader] = {}
     for path in sorted(home.glob("*/run.json")):
         name = path.parent.name
         if _has_span_model(path.parent):
-            found[name] = lambda name=name: load_trained(name, home)  # type: ignore[misc]
-    return found | {"minilm as it comes, its span head untrained": _untrained}
+            loaders[name] = lambda name=name: load_trained(name, home)  # type: ignore[misc]
+    return loaders | {"minilm as it comes, its span head untrained": _untrained}
 
 
 def _has_span_model(home: Path) -> bool:

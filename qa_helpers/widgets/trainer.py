@@ -283,7 +283,7 @@ class TrainerPanel(Shown):
         except RecordError as error:  # somebody has removed or changed it since
             self._say(str(error), wrong=True)
             return
-        scores = ", ".join(f"EM {one.exact_match}, F1 {one.f1} ({name})" for name, one in run.scores.items())
+        scores = ", ".join(f"EM {score.exact_match}, F1 {score.f1} ({name})" for name, score in run.scores.items())
         self._say(f"finished: {run.experiment.name}: {scores}")
         if self._on_finished:
             self._on_finished(run)

@@ -49,8 +49,8 @@ _DATA = [
     Fault(
         "a cloze question has the span that it asks for among its answers",
         "qa_helpers/data/cloze.py",
-        "[place for place in places if place.sentence != asked.sentence]",
-        "list(places)",
+        "[occurrence for occurrence in occurrences if occurrence.sentence != asked.sentence]",
+        "list(occurrences)",
         "tests/data/test_cloze.py::test_the_example_of_the_modules_head",
     ),
     Fault(
@@ -144,8 +144,8 @@ _STATISTICS = [
     Fault(
         "too few questions are said to be needed",
         "qa_helpers/evaluation/statistics.py",
-        "found * math.sqrt(disagreement - difference**2)",
-        "found * (disagreement - difference**2)",
+        "by_power * math.sqrt(disagreement - difference**2)",
+        "by_power * (disagreement - difference**2)",
         "tests/evaluation/test_statistics.py::test_questions_needed_are_the_published_numbers",
     ),
     Fault(
