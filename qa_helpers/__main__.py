@@ -57,10 +57,6 @@ def _drop_output() -> None:
 
 
 def _run_command(arguments: list[str]) -> int:
-    if arguments[:1] == ["notebooks"]:  # has a parser of its own, and needs neither torch nor transformers
-        from qa_helpers.course.notebooks import main as run_notebooks
-
-        return run_notebooks(arguments[1:])
     options = _parser().parse_args(arguments)
     if getattr(options, "record", None):
         check_writable(options.record)  # rather now than after the training
@@ -110,7 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     counted.add_argument("records", nargs="+", metavar="RECORD", type=user_path)
     counted.add_argument("--data", default="squad", help="the validation set that they were asked (default: squad)")
     counted.add_argument("--folder", type=user_path, help="where to write (default: the package's assets)")
-    commands.add_parser("notebooks", help="Execute notebooks and write an HTML copy of each (see notebooks --help).")
+    executed = add(
+        "notebooks", notebooks, "Execute notebooks and write an HTML copy of each; ends with a table of them."
+    )
+    executed.add_argument("files", nargs="*", type=user_path, metavar="FILE", help="default: notebooks/*.ipynb")
+    executed.add_argument("--refresh", action="store_true", help="store the outputs in the notebooks")
+    executed.add_argument("--out", type=user_path, default=Path("build"), help="folder of the HTML copies")
     return parser
 
 
@@ -250,6 +251,18 @@ def counts(options: argparse.Namespace) -> int:
     counted = count_records({path.stem: read_record(path) for path in options.records}, options.data)
     print(f"{len(counted.runs)} runs counted: {write_counts(counted, options.data, options.folder or ASSETS)}")
     return 0
+
+
+def notebooks(options: argparse.Namespace) -> int:
+    """Execute notebooks and print a table of them; 1 if one failed."""
+    from qa_helpers.course.notebooks import format_table, run_notebooks
+
+    paths = options.files or sorted(Path("notebooks").glob("*.ipynb"))
+    if not paths:
+        raise CourseError("there are no notebooks in notebooks/; run this in the repository's root or name files")
+    runs = run_notebooks(paths, options.out, refresh=options.refresh)
+    print(format_table(runs))
+    return int(any(run.error for run in runs))
 
 
 def check(options: argparse.Namespace) -> int:

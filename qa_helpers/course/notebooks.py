@@ -15,7 +15,6 @@ is missed.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import re
@@ -26,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qa_helpers.common.io import CourseError, check_writable, user_path, write_atomically
 from qa_helpers.course.checks import format_figures, published_figures
@@ -36,29 +35,13 @@ if TYPE_CHECKING:
     from nbclient import NotebookClient
     from nbformat import NotebookNode
 
+OFFLINE_TEMPLATE = Path(__file__).resolve().parents[1] / "assets" / "offline.html.j2"
 TOLERANCE_TAG = "nbval-tol"  # what the tag means is told in nbval_tolerance
 PATIENCE = 16  # times as long may a cell take at the larger scales
 CELL_TIMEOUT = 900  # seconds; a quick notebook takes under 120 as a whole, so a cell that needs more hangs
 MEMORY_STEP = 0.1  # seconds between two samples of a kernel's memory
 TRACEBACK_LINES = 8  # of a failed cell: its last calls and the error, still readable in a terminal
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-# The lab template without what needs a network: require.js and mermaid serve outputs that the course does
-# not have, and MathJax loads in the background, so that without a network formulas stay readable as TeX. And with
-# what a figure's metadata says of it (see `plots`), which the template leaves out.
-OFFLINE_TEMPLATE = """
-{%- extends 'lab/index.html.j2' -%}
-{%- from 'mathjax.html.j2' import mathjax -%}
-{%- block html_head_js_requirejs -%}{%- endblock -%}
-{%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block html_head_js_mathjax -%}
-{{ mathjax(resources.mathjax_url) | replace('<script src=', '<script async src=') }}
-{%- endblock -%}
-{%- block data_png -%}
-{%- set alt = output | get_metadata('alt', 'image/png') -%}
-{{ super() | replace('<img ', '<img alt="' ~ (alt | escape_html) ~ '" ', 1) if alt else super() }}
-{%- endblock -%}
-"""
 
 
 # ---- kernels -------------------------------------------------------------------------------------------
@@ -240,7 +223,7 @@ def write_html(run: NotebookRun, out: Path) -> None:
     """Write `<out>/<name>.html`, which reads without a network (formulas then show as TeX)."""
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(raw_template=OFFLINE_TEMPLATE)
+    exporter = HTMLExporter(template_file=str(OFFLINE_TEMPLATE))
     page, _ = exporter.from_notebook_node(run.notebook, {"metadata": {"name": run.path.stem}})
     write_atomically(out / f"{run.path.stem}.html", page)
 
@@ -311,20 +294,3 @@ def format_table(runs: Sequence[NotebookRun]) -> str:
         figures = f"FAILED at cell {run.failed_at}" if run.error else format_figures(run.figures)
         lines.append(f"{run.path.stem:{width}}  {run.seconds:7.1f}  {run.peak_mib:8.0f}  {figures}".rstrip())
     return "\n".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `python -m qa_helpers notebooks`; returns 0, or 1 if a notebook failed."""
-    parser = argparse.ArgumentParser(
-        "python -m qa_helpers notebooks", description="Execute notebooks and write an HTML copy of each."
-    )
-    parser.add_argument("files", nargs="*", type=user_path, metavar="FILE", help="default: notebooks/*.ipynb")
-    parser.add_argument("--refresh", action="store_true", help="store the outputs in the notebooks")
-    parser.add_argument("--out", type=user_path, default=Path("build"), help="folder of the HTML copies")
-    arguments: Any = parser.parse_args(argv)
-    paths = arguments.files or sorted(Path("notebooks").glob("*.ipynb"))
-    if not paths:
-        parser.error("there are no notebooks in notebooks/; run this in the repository's root or name files.")
-    runs = run_notebooks(paths, arguments.out, refresh=arguments.refresh)
-    print(format_table(runs))
-    return 1 if any(run.error for run in runs) else 0
