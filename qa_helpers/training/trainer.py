@@ -229,7 +229,7 @@ class _ShowProgress(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.loss: float | None = None
-        self.written = -math.inf  # when, in seconds of a clock of its own
+        self.written = -math.inf  # when, by `time.monotonic`
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.bar = progress_bar(total=state.max_steps, initial=state.global_step, desc="training", unit="step")

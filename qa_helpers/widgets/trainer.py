@@ -95,7 +95,8 @@ class TrainingJob:
         weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
         description, self._said = scratch / "experiment.json", scratch / "said"
         write_atomically(description, experiment.model_dump_json())
-        (self._checkpoints / PROGRESS).unlink(missing_ok=True)  # of a training that was ended before
+        if (self._checkpoints / PROGRESS).exists():  # of a training that was ended before
+            (self._checkpoints / PROGRESS).unlink(missing_ok=True)
         with self._said.open("wb") as file:
             self._process = subprocess.Popen(
                 _command(description, self.folder),
