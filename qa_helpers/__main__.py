@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qa_helpers.common.io import CourseError, check_writable, hub_is_off, refusal, user_path
+from qa_helpers.common.io import CourseError, check_writable, refusal, user_path
 from qa_helpers.course.first_cell import lacking
 
 INSTALL = "python -m pip install -r requirements.txt"
@@ -57,10 +57,6 @@ def _drop_output() -> None:
 
 
 def _run_command(arguments: list[str]) -> int:
-    if arguments[:1] == ["notebooks"]:  # has a parser of its own, and needs neither torch nor transformers
-        from qa_helpers.course.notebooks import main as run_notebooks
-
-        return run_notebooks(arguments[1:])
     options = _parser().parse_args(arguments)
     if getattr(options, "record", None):
         check_writable(options.record)  # rather now than after the training
@@ -110,7 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     counted.add_argument("records", nargs="+", metavar="RECORD", type=user_path)
     counted.add_argument("--data", default="squad", help="the validation set that they were asked (default: squad)")
     counted.add_argument("--folder", type=user_path, help="where to write (default: the package's assets)")
-    commands.add_parser("notebooks", help="Execute notebooks and write an HTML copy of each (see notebooks --help).")
+    executed = add(
+        "notebooks", notebooks, "Execute notebooks and write an HTML copy of each; ends with a table of them."
+    )
+    executed.add_argument("files", nargs="*", type=user_path, metavar="FILE", help="default: notebooks/*.ipynb")
+    executed.add_argument("--refresh", action="store_true", help="store the outputs in the notebooks")
+    executed.add_argument("--out", type=user_path, default=Path("build"), help="folder of the HTML copies")
     return parser
 
 
@@ -252,6 +253,18 @@ def counts(options: argparse.Namespace) -> int:
     return 0
 
 
+def notebooks(options: argparse.Namespace) -> int:
+    """Execute notebooks and print a table of them; 1 if one failed."""
+    from qa_helpers.course.notebooks import format_table, run_notebooks
+
+    paths = options.files or sorted(Path("notebooks").glob("*.ipynb"))
+    if not paths:
+        raise CourseError("there are no notebooks in notebooks/; run this in the repository's root or name files")
+    runs = run_notebooks(paths, options.out, refresh=options.refresh)
+    print(format_table(runs))
+    return int(any(run.error for run in runs))
+
+
 def check(options: argparse.Namespace) -> int:
     """Print what this machine can do; 1 if something that the quick scale needs is missing."""
     if lacks := lacking():  # without these, nothing else can be looked at
@@ -259,81 +272,12 @@ def check(options: argparse.Namespace) -> int:
         print(f"{'lacking':14} {', '.join(lacks)}")
         print(f"{'to do':14} in the course's folder, run: {INSTALL}")
         return 1
+    from qa_helpers.course.check import machine_report
+
     lines, complete = machine_report()
     for name, text in lines:
         print(f"{name:14} {text}")
     return 0 if complete else 1
-
-
-def machine_report() -> tuple[list[tuple[str, str]], bool]:
-    """What `check` prints, and whether the quick scale has all that it needs."""
-    from qa_helpers.common.device import describe_machine
-    from qa_helpers.model.load import PACKAGED
-
-    machine = describe_machine()
-    versions = machine["versions"]
-    bf16 = "native: training uses it" if machine["precision"].startswith("bf16") else "not native: training uses fp32"
-    lines = [
-        (
-            "Python",
-            f"{versions['python']}, torch {versions['torch']}, transformers {versions['transformers']}",
-        ),
-        ("device", f"{machine['device']} ({machine['device_name']}), {machine['threads']} threads"),
-        ("memory", f"{machine['memory_gib']} GiB"),
-        ("bfloat16", bf16),
-    ]
-    found = {name: _data_report(name) for name in ("courseqa", "squad")}
-    found |= {name: _model_report(name) for name in PACKAGED}
-    lines += [(name, text) for name, (_, text) in found.items()]
-    lines.append(("Hub", _hub_report()))
-    complete = found["courseqa"][0] and found["minilm"][0]
-    lines.append(("scale", _scale_report(machine["device"], complete, found["squad"][0])))
-    return lines, complete
-
-
-def _data_report(name: str) -> tuple[bool, str]:
-    from qa_helpers.data.squad import HUB_NAME, find_file, load_qa
-
-    try:
-        if find_file(name, "train") is None:
-            return (
-                False,
-                f"no folder given (QA_DATA_DIR is not set); would be loaded from the Hub's {HUB_NAME[name]}",
-            )
-        sizes = {split: len(load_qa(name, split)) for split in ("train", "validation")}
-    except CourseError as problem:
-        return False, f"not usable: {problem}"
-    return True, f"{sizes['train']:,} training and {sizes['validation']:,} validation questions"
-
-
-def _model_report(name: str) -> tuple[bool, str]:
-    from qa_helpers.model.load import PACKAGED, find_packaged
-
-    try:
-        find_packaged(name)
-    except CourseError as problem:
-        return False, f"not usable: {problem}"
-    return True, f"{PACKAGED[name].source}; sha256 as expected"
-
-
-def _hub_report(seconds: float = 3.0) -> str:
-    import socket
-
-    if hub_is_off():
-        return "not asked: HF_HUB_OFFLINE is set; only what is in its cache can be loaded"
-    try:
-        socket.create_connection(("huggingface.co", 443), timeout=seconds).close()
-    except OSError:
-        return "not reachable: the quick scale needs no network; other models must be in its cache or a folder"
-    return "reachable"
-
-
-def _scale_report(device: str, complete: bool, squad: bool) -> str:
-    if not complete:
-        return "none yet: the quick scale lacks what is marked above"
-    if device == "cpu":
-        return "quick (the default); class takes minutes a run on a CPU and needs SQuAD"
-    return f"class (QA_SCALE=class){'' if squad else ', once SQuAD is there'}; quick works too"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qa_helpers.__main__ import machine_report, main
+from qa_helpers.__main__ import main
 from qa_helpers.experiment import store
 from qa_helpers.experiment.catalogue import named_experiments
 from qa_helpers.experiment.record import Experiment, read_record
@@ -125,14 +125,3 @@ def test_check_without_squad_or_network(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "QA_DATA_DIR is not set" in lines["squad"]
     assert lines["Hub"].startswith("not asked")
     assert "sha256 as expected" in lines["minilm"]
-
-
-def test_check_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qa_helpers.data import squad
-
-    monkeypatch.setattr(squad, "ASSETS", Path("nowhere"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    lines, complete = machine_report()
-    assert not complete
-    assert dict(lines)["courseqa"].startswith("not usable:")
-    assert dict(lines)["scale"].startswith("none yet")

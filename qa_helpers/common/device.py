@@ -9,7 +9,7 @@ import platform
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -97,6 +97,16 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def longest_first(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """The numbers (from 0) of items of these lengths in batches of like length: so hardly any padding is computed.
+
+    The longest come first: where memory does not suffice, it runs out at once. Items of one length keep their order.
+    """
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    for begin in range(0, len(order), batch_size):
+        yield order[begin : begin + batch_size]
 
 
 def set_seed(seed: int) -> None:

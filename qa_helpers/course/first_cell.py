@@ -114,6 +114,6 @@ def _install(lacking: Sequence[str], host: str, run: Callable[..., Any], folder:
             where = " (Settings → Internet)" if host == "Kaggle" else ""
             what = " ".join(arguments)
             raise SetupError(f"pip could not install {what}: see that the internet is switched on{where}") from None
-    loaded = [name for name in (one.partition(">=")[0] for one in lacking) if name in sys.modules]
+    loaded = [name for name in (requirement.partition(">=")[0] for requirement in lacking) if name in sys.modules]
     if loaded:
         raise SetupError(f"{', '.join(loaded)} was loaded before: restart the kernel once, then run the cells again")

@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -74,13 +74,11 @@ class Tolerance:
         return math.fabs(stored - new) <= self.allowed(stored) * (1 + 1e-9)
 
 
-def parse_tolerance(tags: Iterable[str]) -> Tolerance | None:
+def parse_tolerance(tags: Sequence[str]) -> Tolerance | None:
     """The tolerance that a cell's tags give, or None. Raises ValueError for a tag that cannot be meant so."""
-    tolerances = []
+    tolerances = [_parse_tag(tag) for tag in tags if tag.startswith(TAG)]
     for tag in tags:
-        if tag.startswith(TAG):
-            tolerances.append(_parse_tag(tag))
-        elif tag.startswith("nbval-") and tag not in metadata_tags:
+        if tag.startswith("nbval-") and not tag.startswith(TAG) and tag not in metadata_tags:
             raise ValueError(f"the tag {tag!r} is unknown; use one of {', '.join(sorted(metadata_tags))}.")
     if len(tolerances) > 1:
         raise ValueError(f"there are {len(tolerances)} {TAG} tags; write one, like {EXAMPLE}.")
@@ -120,23 +118,63 @@ def snap(stored: Any, new: Any, tolerance: Tolerance, misses: list[str] | None =
     passes. A line to read about each float outside the tolerance is added to `misses`.
     """
     misses = [] if misses is None else misses
-    if stored == new:
-        return stored
     if isinstance(stored, str) and isinstance(new, str):
-        return _snap_text(stored, new, tolerance, misses)
+        lines = stored.split("\n"), new.split("\n")
+        if len(lines[0]) != len(lines[1]):
+            return new
+        return "\n".join(_snap_line(old, line, tolerance, misses) for old, line in zip(*lines, strict=True))
     if isinstance(stored, dict) and isinstance(new, dict):
         return {
-            key: snap(stored[key], value, tolerance, misses, label=str(key)) if key in stored else value
+            key: snap(stored[key], value, tolerance, misses, str(key)) if key in stored else value
             for key, value in new.items()
         }
     if isinstance(stored, list) and isinstance(new, list) and len(stored) == len(new):
         return [snap(old, value, tolerance, misses, label) for old, value in zip(stored, new, strict=True)]
     # A notebook saved in a browser holds 38.0 as 38: the kernel's own value tells whether it is a float.
-    if isinstance(new, float) and isinstance(stored, int | float):
-        if tolerance.accepts(stored, new):
-            return stored
-        misses.append(_miss(label, str(stored), str(new), tolerance.allowed(stored)))
+    if isinstance(new, float) and type(stored) in (int, float):
+        return stored if _snap_float(str(stored), str(new), tolerance, misses, label) == str(stored) else new
     return new
+
+
+def _snap_line(stored: str, new: str, tolerance: Tolerance, misses: list[str]) -> str:
+    words, floats = FLOAT.split(new), FLOAT.findall(stored)
+    if [_without_padding(text) for text in words] != [_without_padding(text) for text in FLOAT.split(stored)]:
+        return new
+    snapped = [
+        _snap_float(old, number, tolerance, misses, _label(before))
+        for old, number, before in zip(floats, FLOAT.findall(new), words, strict=False)  # words also follow the last
+    ]
+    if snapped == floats:
+        return stored
+    return words[0] + "".join(number + after for number, after in zip(snapped, words[1:], strict=True))
+
+
+def _snap_float(stored: str, new: str, tolerance: Tolerance, misses: list[str], label: str) -> str:
+    before, now = (float(text.replace("−", "-")) for text in (stored, new))  # the minus sign of typesetting
+    if stored == new or tolerance.accepts(before, now):
+        return stored
+    misses.append(f"{label and label + ': '}stored {stored}, now {new}, allowed ±{tolerance.allowed(before):.3g}")
+    return new
+
+
+def _label(before: str) -> str:
+    """What the text before a number calls it; in HTML, a tag's name is no label."""
+    label = LABEL.search(before) if "<" not in before else None
+    return label[1] if label else ""
+
+
+def _without_padding(text: str) -> str:
+    """`text` with what depends on the width of the numbers around it reduced to one form."""
+    return RULE.sub(r"\1\1\1", " ".join(text.split()))
+
+
+def _snap_output(stored: Any, new: Any, tolerance: Tolerance, misses: list[str]) -> Any:
+    """A copy of the notebook output `new` with what it shows snapped to the output `stored`."""
+    snapped = copy.copy(new)
+    for key in ("text", "data"):
+        if key in stored and key in new:
+            snapped[key] = snap(stored[key], new[key], tolerance, misses)
+    return snapped
 
 
 def _without_images(output: Any) -> Any:
@@ -149,104 +187,40 @@ def _without_images(output: Any) -> Any:
     return bare
 
 
-def _snap_output(stored: Any, new: Any, tolerance: Tolerance, misses: list[str]) -> Any:
-    """A copy of the notebook output `new` with what it shows snapped to the output `stored`."""
-    snapped = copy.copy(new)
-    for key in ("text", "data"):
-        if key in stored and key in new:
-            snapped[key] = snap(stored[key], new[key], tolerance, misses)
-    return snapped
-
-
-def _snap_text(stored: str, new: str, tolerance: Tolerance, misses: list[str]) -> str:
-    stored_lines, new_lines = stored.split("\n"), new.split("\n")
-    if len(stored_lines) != len(new_lines):
-        return new
-    pairs = zip(stored_lines, new_lines, strict=True)
-    return "\n".join(_snap_line(old, line, tolerance, misses) for old, line in pairs)
-
-
-def _snap_line(stored: str, new: str, tolerance: Tolerance, misses: list[str]) -> str:
-    stored_words, new_words = FLOAT.split(stored), FLOAT.split(new)
-    if [_without_padding(text) for text in stored_words] != [_without_padding(text) for text in new_words]:
-        return new
-    line, snapped = new_words[0], True
-    floats = zip(FLOAT.findall(stored), FLOAT.findall(new), strict=True)
-    for (old, number), before, after in zip(floats, new_words, new_words[1:], strict=False):
-        if number == old or tolerance.accepts(_number(old), _number(number)):
-            number = old
-        else:
-            snapped = False
-            found = LABEL.search(before) if "<" not in before else None  # in HTML a tag's name is no label
-            misses.append(_miss(found[1] if found else "", old, number, tolerance.allowed(_number(old))))
-        line += number + after
-    return stored if snapped else line
-
-
-def _without_padding(text: str) -> str:
-    """`text` with what depends on the width of the numbers around it reduced to one form."""
-    return RULE.sub(r"\1\1\1", " ".join(text.split()))
-
-
-def _number(text: str) -> float:
-    return float(text.replace("−", "-"))  # Python does not read the minus sign of typesetting
-
-
-def _miss(label: str, stored: str, new: str, allowed: float) -> str:
-    return f"{label + ': ' if label else ''}stored {stored}, now {new}, allowed ±{allowed:.3g}"
-
-
 # ---- nbval's notebooks and cells -----------------------------------------------------------------------
 
 
 class CourseNotebook(IPyNbFile):
     """A notebook whose cells run as `python -m qa_helpers notebooks` runs them."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Also leave vector images out of the comparison; nbval itself does so with PNG and JPEG."""
-        super().__init__(*args, **kwargs)
-        self.skip_compare += ("image/svg+xml",)
-        self.stopped_by: str | None = None  # the cell after which no other can run
-        self.opened = ExitStack()
+    stopped_by: str | None = None  # the cell after which no other can run
 
     def collect(self) -> Iterator[CourseCell]:
         """nbval's cells, each with its tolerance; a bad tag is a collection error."""
+        self.skip_compare += ("image/svg+xml",)  # vector images; nbval itself leaves out PNG and JPEG
         for cell in super().collect():
             try:
                 tolerance = parse_tolerance(cell.cell.metadata.get("tags", []))
             except ValueError as error:
                 raise self.CollectError(f"{self.nodeid}, {cell.name}: {error}") from None
-            yield CourseCell.from_parent(
-                self,
-                name=cell.name,
-                cell_num=cell.cell_num,
-                cell=cell.cell,
-                options=cell.options,
-                tolerance=tolerance,
-            )
+            options = cell.options | {"tolerance": tolerance}
+            yield CourseCell.from_parent(self, name=cell.name, cell_num=cell.cell_num, cell=cell.cell, options=options)
 
     def setup(self) -> None:
         """Start the kernel, on a copy of the notebook, so that the stored outputs stay as they are."""
         self.setup_sanitize_files()
         self.timeout = self.config.option.nbval_cell_timeout
-        self.fresh = copy.deepcopy(self.nb)
-        self.code_indices = [index for index, cell in enumerate(self.nb.cells) if cell.cell_type == "code"]
-        self.client = self.opened.enter_context(notebook_kernel(self.fresh, self.path.parent, timeout=self.timeout))
-
-    def teardown(self) -> None:
-        """Stop the kernel and remove its folder of runs."""
-        self.opened.close()
+        fresh = copy.deepcopy(self.nb)
+        self.code_cells = [(index, cell) for index, cell in enumerate(fresh.cells) if cell.cell_type == "code"]
+        opened = ExitStack()
+        self.addfinalizer(opened.close)  # stops the kernel and removes its folder of runs
+        self.client = opened.enter_context(notebook_kernel(fresh, self.path.parent, timeout=self.timeout))
 
 
 class CourseCell(IPyNbCell):
     """A code cell, executed and compared with its stored outputs."""
 
     comparison_traceback: list[str]  # what differs, one part a line; nbval sets it in each comparison
-
-    def __init__(self, *args: Any, tolerance: Tolerance | None, **kwargs: Any) -> None:
-        """Keep the tolerance that the cell's tag gives."""
-        super().__init__(*args, **kwargs)
-        self.tolerance = tolerance
 
     def setup(self) -> None:
         """Skip the cell if an earlier one broke off: what it needs is not there."""
@@ -272,8 +246,7 @@ class CourseCell(IPyNbCell):
         Raises nbval's NbCellError if it does not run to its end; the later cells are then skipped.
         """
         notebook = self.parent
-        index = notebook.code_indices[self.cell_num]
-        cell = notebook.fresh.cells[index]
+        index, cell = notebook.code_cells[self.cell_num]
         notebook.client.allow_errors = self.options["check_exception"]
         try:
             notebook.client.execute_cell(cell, index)
@@ -292,8 +265,9 @@ class CourseCell(IPyNbCell):
             [_without_images(output) for output in outputs if output.get("name") != "stderr"] for outputs in (test, ref)
         )
         misses: list[str] = []
-        if self.tolerance and len(test) == len(ref):
-            test = [_snap_output(old, new, self.tolerance, misses) for old, new in zip(ref, test, strict=True)]
+        tolerance = self.options["tolerance"]
+        if tolerance and len(test) == len(ref):
+            test = [_snap_output(old, new, tolerance, misses) for old, new in zip(ref, test, strict=True)]
         same: bool = super().compare_outputs(test, ref, skip_compare)
         # A table comes as text and as HTML: each number once. nbval may add values that are no text.
         self.comparison_traceback = [*dict.fromkeys(misses), *map(str, self.comparison_traceback)]

@@ -15,51 +15,33 @@ is missed.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qa_helpers.common.io import CourseError, check_writable, user_path, write_atomically
 from qa_helpers.course.checks import format_figures, published_figures
 
 # nbformat, nbclient, nbconvert, psutil and tqdm load on first use: every pytest run imports this module.
 if TYPE_CHECKING:
-    import psutil
     from nbclient import NotebookClient
     from nbformat import NotebookNode
 
+OFFLINE_TEMPLATE = Path(__file__).resolve().parents[1] / "assets" / "offline.html.j2"
 TOLERANCE_TAG = "nbval-tol"  # what the tag means is told in nbval_tolerance
 PATIENCE = 16  # times as long may a cell take at the larger scales
 CELL_TIMEOUT = 900  # seconds; a quick notebook takes under 120 as a whole, so a cell that needs more hangs
 MEMORY_STEP = 0.1  # seconds between two samples of a kernel's memory
 TRACEBACK_LINES = 8  # of a failed cell: its last calls and the error, still readable in a terminal
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-# The lab template without what needs a network: require.js and mermaid serve outputs that the course does
-# not have, and MathJax loads in the background, so that without a network formulas stay readable as TeX. And with
-# what a figure's metadata says of it (see `plots`), which the template leaves out.
-OFFLINE_TEMPLATE = """
-{%- extends 'lab/index.html.j2' -%}
-{%- from 'mathjax.html.j2' import mathjax -%}
-{%- block html_head_js_requirejs -%}{%- endblock -%}
-{%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block html_head_js_mathjax -%}
-{{ mathjax(resources.mathjax_url) | replace('<script src=', '<script async src=') }}
-{%- endblock -%}
-{%- block data_png -%}
-{%- set alt = output | get_metadata('alt', 'image/png') -%}
-{{ super() | replace('<img ', '<img alt="' ~ (alt | escape_html) ~ '" ', 1) if alt else super() }}
-{%- endblock -%}
-"""
 
 
 # ---- kernels -------------------------------------------------------------------------------------------
@@ -123,43 +105,27 @@ def notebook_kernel(
             yield client
 
 
-class PeakMemory(threading.Thread):
-    """Samples the resident memory of a process and its children; afterwards `mib` holds the highest sum.
+@contextmanager
+def peak_memory(pid: int) -> Iterator[Callable[[], float]]:
+    """Sample the resident memory of a process and its children; what it yields gives the highest sum so far, in MiB."""
+    import psutil
 
-    Use as a context manager around the work of the process.
-    """
+    process, ended, highest = psutil.Process(pid), threading.Event(), 0.0
 
-    def __init__(self, pid: int) -> None:
-        """Watch the process `pid`."""
-        import psutil
+    def sample() -> None:
+        nonlocal highest
+        while not ended.wait(MEMORY_STEP):
+            with suppress(psutil.NoSuchProcess):  # the kernel died; a child that just ended only costs this sample
+                family = [process, *process.children(recursive=True)]
+                highest = max(highest, sum(member.memory_info().rss for member in family) / 2**20)
 
-        super().__init__(daemon=True)
-        self.process = psutil.Process(pid)
-        self.mib = 0.0
-        self._ended = threading.Event()
-
-    def __enter__(self) -> PeakMemory:
-        """Start sampling."""
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop sampling."""
-        self._ended.set()
-        self.join()
-
-    def run(self) -> None:
-        """Sample until the context ends or the process is gone."""
-        import psutil
-
-        while not self._ended.is_set():
-            try:
-                family: list[psutil.Process] = [self.process, *self.process.children(recursive=True)]
-                self.mib = max(self.mib, sum(member.memory_info().rss for member in family) / 2**20)
-            except psutil.NoSuchProcess:
-                if not self.process.is_running():
-                    return  # the kernel died; a child that ended between two lines only costs this sample
-            self._ended.wait(MEMORY_STEP)
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    try:
+        yield lambda: highest
+    finally:
+        ended.set()
+        sampler.join()
 
 
 # ---- one notebook --------------------------------------------------------------------------------------
@@ -199,19 +165,15 @@ def execute_notebook(
     start = time.monotonic()
     with (
         notebook_kernel(notebook, path.parent, scale=scale, runs_dir=runs_dir, timeout=timeout) as client,
-        PeakMemory(client.km.provisioner.pid) as memory,  # type: ignore[union-attr]  # it has been started
+        peak_memory(client.km.provisioner.pid) as peak_mib,  # type: ignore[union-attr]  # it has been started
     ):
-        for index, cell in enumerate(notebook.cells):
-            try:
+        try:
+            for index, cell in enumerate(notebook.cells):
                 client.execute_cell(cell, index)
-            except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-                run.failed_at = f"[{client.code_cells_executed}]"
-                run.error = describe_failure(error, timeout)
-                break
-            on_cell()
-    run.seconds = time.monotonic() - start
-    run.peak_mib = memory.mib
-    run.figures = published_figures(notebook)
+                on_cell()
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            run.failed_at, run.error = f"[{client.code_cells_executed}]", describe_failure(error, timeout)
+    run.seconds, run.peak_mib, run.figures = time.monotonic() - start, peak_mib(), published_figures(notebook)
     return run
 
 
@@ -261,7 +223,7 @@ def write_html(run: NotebookRun, out: Path) -> None:
     """Write `<out>/<name>.html`, which reads without a network (formulas then show as TeX)."""
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(raw_template=OFFLINE_TEMPLATE)
+    exporter = HTMLExporter(template_file=str(OFFLINE_TEMPLATE))
     page, _ = exporter.from_notebook_node(run.notebook, {"metadata": {"name": run.path.stem}})
     write_atomically(out / f"{run.path.stem}.html", page)
 
@@ -283,6 +245,7 @@ def run_notebooks(
 
     scale = "quick" if refresh else os.environ.get("QA_SCALE", "quick")
     kept = None if refresh else os.environ.get("QA_RUNS_DIR")
+    runs_dir = user_path(kept) if kept else None
     timeout *= 1 if scale == "quick" else PATIENCE
     notebooks = {path: read_notebook(path) for path in paths}
     for path in [out / "page.html", *(paths if refresh else [])]:
@@ -292,14 +255,7 @@ def run_notebooks(
         for path, notebook in notebooks.items():
             bar.set_description(path.stem)
             cells_until_here = bar.n + len(notebook.cells)
-            run = execute_notebook(
-                path,
-                notebook,
-                scale=scale,
-                runs_dir=user_path(kept) if kept else None,
-                timeout=timeout,
-                on_cell=bar.update,
-            )
+            run = execute_notebook(path, notebook, scale=scale, runs_dir=runs_dir, timeout=timeout, on_cell=bar.update)
             bar.update(cells_until_here - bar.n)  # a failed notebook left cells out
             normalise(notebook)
             write_html(run, out)
@@ -338,20 +294,3 @@ def format_table(runs: Sequence[NotebookRun]) -> str:
         figures = f"FAILED at cell {run.failed_at}" if run.error else format_figures(run.figures)
         lines.append(f"{run.path.stem:{width}}  {run.seconds:7.1f}  {run.peak_mib:8.0f}  {figures}".rstrip())
     return "\n".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `python -m qa_helpers notebooks`; returns 0, or 1 if a notebook failed."""
-    parser = argparse.ArgumentParser(
-        "python -m qa_helpers notebooks", description="Execute notebooks and write an HTML copy of each."
-    )
-    parser.add_argument("files", nargs="*", type=user_path, metavar="FILE", help="default: notebooks/*.ipynb")
-    parser.add_argument("--refresh", action="store_true", help="store the outputs in the notebooks")
-    parser.add_argument("--out", type=user_path, default=Path("build"), help="folder of the HTML copies")
-    arguments: Any = parser.parse_args(argv)
-    paths = arguments.files or sorted(Path("notebooks").glob("*.ipynb"))
-    if not paths:
-        parser.error("there are no notebooks in notebooks/; run this in the repository's root or name files.")
-    runs = run_notebooks(paths, arguments.out, refresh=arguments.refresh)
-    print(format_table(runs))
-    return 1 if any(run.error for run in runs) else 0

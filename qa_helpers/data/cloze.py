@@ -45,7 +45,7 @@ _WORD = re.compile(r"\w+(?:[.,'’-]\w+)*")  # "1,000", "U.S" and "well-known" a
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
-class Place(NamedTuple):
+class Occurrence(NamedTuple):
     """Where a span occurs: its first character and the one after its last, and the number of its sentence."""
 
     start: int
@@ -70,8 +70,8 @@ def cloze_questions(passages: Iterable[str], seed: int = 0) -> list[dict[str, An
     for number, passage in enumerate(passages):
         check_text(passage, f"passage {number}")
         sentences = _sentences(passage)
-        for which, places in enumerate(recurring_spans(passage).values()):
-            row = _ask(passage, sentences, places, random)
+        for which, occurrences in enumerate(recurring_spans(passage).values()):
+            row = _ask(passage, sentences, occurrences, random)
             if row is not None:
                 rows.append({"id": f"cloze-{number}-{which}", "title": f"passage {number}", **row})
     return rows
@@ -96,7 +96,7 @@ def load_cloze(name: str, limit: int | None = None, sampling: Sampling = "first"
     return choose(datasets.Dataset.from_list(rows), f"{name} (cloze questions)", limit, sampling, seed)
 
 
-def recurring_spans(passage: str) -> dict[str, list[Place]]:
+def recurring_spans(passage: str) -> dict[str, list[Occurrence]]:
     """The spans that recur in a passage, in lower case, each with its places in order.
 
     A span is up to `MAX_WORDS` whole words of one sentence, with what stands between them. It is maximal (no longer
@@ -115,14 +115,14 @@ def recurring_spans(passage: str) -> dict[str, list[Place]]:
         recurring |= runs
         runs = {(s, i, j + 1) for s, i, j in runs if (s, i + 1, j + 1) in runs}  # else it cannot recur
 
-    found: dict[str, set[Place]] = {}
+    spans: dict[str, set[Occurrence]] = {}
     for s, i, j in sorted(recurring):
         if j - i < MAX_WORDS and not recurring & {(s, i - 1, j), (s, i, j + 1)}:
             telling = [k for k in range(i, j + 1) if text(s, k, k) not in STOP_WORDS]
             if telling:
-                place = Place(words[s][telling[0]][0], words[s][telling[-1]][1], s)
-                found.setdefault(text(s, telling[0], telling[-1]), set()).add(place)
-    return {span: sorted(places) for span, places in found.items() if len(places) > 1}
+                occurrence = Occurrence(words[s][telling[0]][0], words[s][telling[-1]][1], s)
+                spans.setdefault(text(s, telling[0], telling[-1]), set()).add(occurrence)
+    return {span: sorted(occurrences) for span, occurrences in spans.items() if len(occurrences) > 1}
 
 
 def _sentences(passage: str) -> list[tuple[int, int]]:
@@ -133,11 +133,11 @@ def _sentences(passage: str) -> list[tuple[int, int]]:
 
 
 def _ask(
-    passage: str, sentences: list[tuple[int, int]], places: list[Place], random: np.random.Generator
+    passage: str, sentences: list[tuple[int, int]], occurrences: list[Occurrence], random: np.random.Generator
 ) -> dict[str, Any] | None:
     """Context, question and answers for a span at these places, or None where no sentence of it can be asked."""
-    in_sentence = Counter(place.sentence for place in places)
-    once = [place for place in places if in_sentence[place.sentence] == 1]
+    in_sentence = Counter(occurrence.sentence for occurrence in occurrences)
+    once = [occurrence for occurrence in occurrences if in_sentence[occurrence.sentence] == 1]
     if not once or len(in_sentence) == 1:
         return None
     asked = once[random.integers(len(once))]
@@ -145,13 +145,15 @@ def _ask(
     question = (passage[begin : asked.start] + BLANK + passage[asked.end : end]).strip().rstrip(".!?") + "?"
     if len(question.encode()) > MAX_BYTES or passage[asked.start : asked.end].lower() in question.lower():
         return None
-    answers = [place for place in places if place.sentence != asked.sentence]
+    answers = [occurrence for occurrence in occurrences if occurrence.sentence != asked.sentence]
     answers.insert(0, answers.pop(random.integers(len(answers))))
     return {
         "context": passage[:begin] + passage[end:],
         "question": question,
         "answers": {
-            "text": [passage[place.start : place.end] for place in answers],
-            "answer_start": [place.start - (end - begin) * (place.sentence > asked.sentence) for place in answers],
+            "text": [passage[occurrence.start : occurrence.end] for occurrence in answers],
+            "answer_start": [
+                occurrence.start - (end - begin) * (occurrence.sentence > asked.sentence) for occurrence in answers
+            ],
         },
     }

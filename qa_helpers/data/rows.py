@@ -28,8 +28,8 @@ def check_rows(rows: Iterable[Mapping[str, Any]]) -> list[Any]:
         DataError: naming the question and what is wrong.
     """
     rows = _listed(rows)
-    for place, row in enumerate(rows):
-        check_row(row, f"question '{short(row_id(row, place))}'")
+    for number, row in enumerate(rows):
+        check_row(row, f"question '{short(row_id(row, number))}'")
     return rows
 
 
@@ -50,18 +50,18 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
         _check_place(text, start, row["context"], where)
 
 
-def row_id(row: Mapping[str, Any], place: int) -> str:
+def row_id(row: Mapping[str, Any], number: int) -> str:
     """The id of a row as text; its place in the list where it has none.
 
     Raises:
         DataError: if it is no row, or its id neither text nor a whole number.
     """
     if not isinstance(row, Mapping):
-        raise DataError(f"item {place} is of type {type(row).__name__}, not a row; give a list of rows (dictionaries)")
-    id = row.get("id", place)
+        raise DataError(f"item {number} is of type {type(row).__name__}, not a row; give a list of rows (dictionaries)")
+    id = row.get("id", number)
     if isinstance(id, bool) or not isinstance(id, str | Integral):
-        raise DataError(f"item {place} has the id {short(id)}; an id is text or a whole number")
-    check_text(str(id), f"item {place}: its id")
+        raise DataError(f"item {number} has the id {short(id)}; an id is text or a whole number")
+    check_text(str(id), f"item {number}: its id")
     return str(id)
 
 
@@ -164,8 +164,8 @@ def _as_seen(text: str) -> str:
 
 def _difference(there: str, text: str) -> str:
     """Where two texts that look alike part, and what to do about it."""
-    place = next(i for i in range(len(text) + 1) if there[i : i + 1] != text[i : i + 1])
-    parting = f"{_character(there[place : place + 1])} there, {_character(text[place : place + 1])} in the answer"
+    parted = next(i for i in range(len(text) + 1) if there[i : i + 1] != text[i : i + 1])
+    parting = f"{_character(there[parted : parted + 1])} there, {_character(text[parted : parted + 1])} in the answer"
     composed = unicodedata.normalize("NFC", text)
     if unicodedata.normalize("NFC", there).startswith(composed):
         which = "answer" if text != composed else "context"

@@ -105,8 +105,8 @@ def read_squad_file(path: Path | str) -> list[dict[str, Any]]:
     return rows
 
 
-def _validated(form: type[Model], item: Any, raw: Any, place: tuple[int | str, ...], path: Path | str) -> Model:
-    """A part of the file, which lies at `place` in it, in its form."""
+def _validated(form: type[Model], item: Any, raw: Any, location: tuple[int | str, ...], path: Path | str) -> Model:
+    """A part of the file, which lies at `location` in it, in its form."""
     try:
         return form.model_validate(item)
     except ValidationError as problem:
@@ -114,7 +114,7 @@ def _validated(form: type[Model], item: Any, raw: Any, place: tuple[int | str, .
         field = first["loc"][-1:]
         unanswerable = field == ("is_impossible",) or (field == ("answers",) and first["type"] == "too_short")
         what = NO_ANSWER if unanswerable else first["msg"]
-        raise DataError(f"{path}: {_place(raw, place + first['loc'])}: {what}") from None
+        raise DataError(f"{path}: {_place(raw, location + first['loc'])}: {what}") from None
     except RecursionError:
         raise DataError(f"{path}: is nested too deeply to be in SQuAD's form") from None
 
@@ -243,10 +243,10 @@ def choose(
 def _spread(order: Sequence[int], passages: Iterable[str], most: int) -> list[int]:
     """The places in `order` without those whose passage has had `most` before."""
     passages, taken, kept = list(passages), Counter[str](), []
-    for place in order:
-        taken[passages[place]] += 1
-        if taken[passages[place]] <= most:
-            kept.append(place)
+    for index in order:
+        taken[passages[index]] += 1
+        if taken[passages[index]] <= most:
+            kept.append(index)
     return kept
 
 

@@ -109,7 +109,7 @@ def _cut(rows: Sequence[dict[str, Any]], number: int, tokenizer: Any, max_length
     groups = [list(group) for _, group in groupby(range(len(samples)), key=samples.__getitem__)]  # a row's windows
     passages = _passage_tokens(encoded, [[(i, texts[i][1]) for i in group] for group in groups], rows, stride)
     windows = []
-    for place, (row, group, tokens) in enumerate(zip(rows, groups, passages, strict=True)):
+    for place_in_chunk, (row, group, tokens) in enumerate(zip(rows, groups, passages, strict=True)):
         begin = 0  # the number in the passage of the window's first token
         for i in group:
             first, end = texts[i][1].start, begin + len(texts[i][1])
@@ -118,7 +118,7 @@ def _cut(rows: Sequence[dict[str, Any]], number: int, tokenizer: Any, max_length
             high = tokens[end, 0] if end < len(tokens) else len(row["context"])
             spans = _answer_spans(row.get("answers"), tokens[begin:end], first, low, high)
             inputs = {name: encoded[name][i] for name in names}
-            windows.append(Window(number + place, inputs, first, tokens[begin:end], spans))
+            windows.append(Window(number + place_in_chunk, inputs, first, tokens[begin:end], spans))
             begin = end - stride
     return windows
 
@@ -262,9 +262,9 @@ def _answer_spans(
     if not answers:
         return [(0, 0)]
     begins = answers["answer_start"]
-    places = [(begin, begin + len(text)) for begin, text in zip(begins, answers["text"], strict=True)]
-    found = {place: _answer_tokens(*place, offsets, first, low, high) for place in set(places)}  # many agree
-    return [found[place] for place in places]
+    characters = [(begin, begin + len(text)) for begin, text in zip(begins, answers["text"], strict=True)]
+    tokens = {pair: _answer_tokens(*pair, offsets, first, low, high) for pair in set(characters)}  # many agree
+    return [tokens[pair] for pair in characters]
 
 
 def _answer_tokens(begin: int, end: int, offsets: np.ndarray, first: int, low: int, high: int) -> tuple[int, int]:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from qa_helpers.common.device import autocast, evaluation_mode, progress_bar
+from qa_helpers.common.device import autocast, evaluation_mode, longest_first, progress_bar
 from qa_helpers.data.rows import DataError, check_rows, check_text, row_id
 from qa_helpers.model.trainable import encoder
 
 MAX_TOKENS = 256  # the rest of a longer text is cut off, as MiniLM's publishers do
-BATCH_SIZE = 32  # texts a forward call; they are sorted by length first
+BATCH_SIZE = 32  # texts a forward call
 
 
 @torch.inference_mode()
@@ -27,15 +27,13 @@ def embed(model: nn.Module, tokenizer: Any, texts: Sequence[str], progress: str 
     """
     if not texts:
         raise DataError("there are no texts to embed; give one or more")
-    for place, text in enumerate(texts):
-        check_text(text, f"text {place}")
+    for number, text in enumerate(texts):
+        check_text(text, f"text {number}")
     device = next(model.parameters()).device
     network = encoder(model)
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     rows: list[torch.Tensor] = [torch.empty(0)] * len(texts)
     with evaluation_mode(model), progress_bar(total=len(texts), desc=progress, unit="text") as bar:
-        for at in range(0, len(order), BATCH_SIZE):
-            chosen = order[at : at + BATCH_SIZE]
+        for chosen in longest_first([len(text) for text in texts], BATCH_SIZE):
             batch = tokenizer(
                 [texts[i] for i in chosen],
                 truncation=True,
@@ -77,12 +75,12 @@ def retrieval_ranks(
         DataError: if a question's passage is not among them, there are no questions, or a row lacks a text.
     """
     rows = check_rows(rows)
-    place = {passage: i for i, passage in enumerate(passages)}
-    missing = next((i for i, row in enumerate(rows) if row["context"] not in place), None)
+    index_of = {passage: i for i, passage in enumerate(passages)}
+    missing = next((i for i, row in enumerate(rows) if row["context"] not in index_of), None)
     if missing is not None:
         id = row_id(rows[missing], missing)
         raise DataError(f"the passage of question '{id}' is not among the passages to choose from; add it")
     questions = embed(model, tokenizer, [row["question"] for row in rows], "reading questions")
     return ranks(
-        questions, embed(model, tokenizer, passages, "reading passages"), [place[row["context"]] for row in rows]
+        questions, embed(model, tokenizer, passages, "reading passages"), [index_of[row["context"]] for row in rows]
     )

@@ -1,26 +1,20 @@
-"""Answers from a model and what they are worth: the span search, the official SQuAD metric and its relatives.
+"""Answers from a model with a span head: the best allowed span of a passage, found exactly."""
 
-Source of exact match and F1: Rajpurkar et al. 2016, arXiv:1606.05250, and its evaluate-v1.1.py.
-"""
-
-import re
-import string
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from qa_helpers.common.device import autocast, evaluation_mode, progress_bar
+from qa_helpers.common.device import autocast, evaluation_mode, longest_first, progress_bar
 from qa_helpers.common.io import ModelError
-from qa_helpers.data.rows import DataError, check_rows, given_answers, matched, row_id
+from qa_helpers.data.rows import check_rows, row_id
 from qa_helpers.data.windows import MAX_LENGTH, STRIDE, Window, make_windows
 
 MAX_ANSWER_TOKENS = 30  # the usual limit; SQuAD answers of the validation set have a median of 2 words
-BATCH_SIZE = 32  # windows a forward call; they are sorted by length first, so that hardly any padding is computed
+BATCH_SIZE = 32  # windows a forward call
 
 
 class Span(NamedTuple):
@@ -32,12 +26,26 @@ class Span(NamedTuple):
     probability: float  # among all allowed spans of all windows of the question
 
 
+class TokenScore(NamedTuple):
+    """A token of the passage, by its characters, and the probabilities (0 to 1) that the answer starts, or ends, there.
+
+    They are a softmax over all tokens of the passage; of a token in several windows, the higher logit counts.
+    """
+
+    start: int
+    end: int
+    starts: float
+    ends: float
+
+
 @dataclass(frozen=True)
 class Prediction:
     """A model's answer to one question: the best span first in `n_best`."""
 
     id: str
     n_best: list[Span]
+    windows: int = 1  # in so many, which overlap, the passage was read
+    tokens: list[TokenScore] = field(default_factory=list)  # of the whole passage in order, if they are asked for
 
     @property
     def text(self) -> str:
@@ -118,10 +126,8 @@ def window_logits(
         ModelError: if these are no numbers.
     """
     device = next(model.parameters()).device
-    order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))  # longest first: memory runs out at once
     with evaluation_mode(model), progress_bar(total=len(windows), desc=progress, unit="window") as bar:
-        for at in range(0, len(order), batch_size):
-            chosen = order[at : at + batch_size]
+        for chosen in longest_first([len(window) for window in windows], batch_size):
             columns = _columns([windows[i].inputs for i in chosen])
             batch = tokenizer.pad(columns, padding_side="right", return_tensors="pt")
             with torch.inference_mode(), autocast(device):
@@ -155,6 +161,7 @@ def answer(
     max_length: int = MAX_LENGTH,
     stride: int = STRIDE,
     progress: str = "answering",
+    token_scores: bool = False,
 ) -> Answers:
     """Answer questions: the best allowed span over all windows of each.
 
@@ -165,6 +172,7 @@ def answer(
         n_best: candidates kept a question.
         max_length, stride: of the windows, in tokens.
         progress: the progress bar's label.
+        token_scores: whether each prediction also gets its `tokens`.
 
     Raises:
         DataError: if a row lacks a text or its answers are not in place (see `rows.check_rows`), or a question leaves
@@ -173,28 +181,74 @@ def answer(
     """
     rows = check_rows(rows)
     windows = make_windows(rows, tokenizer, max_length, stride)
-    found: list[list[tuple[float, int, int]]] = [[] for _ in rows]  # (score, first character, last character)
-    totals: list[list[float]] = [[] for _ in rows]
+    readings = [_Reading() for _ in rows]
     losses = np.full(len(windows), np.nan)
     for chosen, start_logits, end_logits in window_logits(model, windows, tokenizer, progress=progress):
-        for i, loss in zip(chosen, _losses(windows, chosen, start_logits, end_logits), strict=True):
-            losses[i] = loss
-        spans = best_spans(start_logits, end_logits, passage_mask(windows, chosen, start_logits.shape[1]), n_best)
-        scores, starts, ends, log_totals = (tensor.tolist() for tensor in spans)
+        losses[chosen] = _losses(windows, chosen, start_logits, end_logits)
+        mask = passage_mask(windows, chosen, start_logits.shape[1])
+        spans = [column.tolist() for column in best_spans(start_logits, end_logits, mask, n_best)]
         for row, i in enumerate(chosen):
-            window = windows[i]
-            totals[window.question].append(log_totals[row])
-            found[window.question] += [
-                (score, *window.characters(start, end))
-                for score, start, end in zip(scores[row], starts[row], ends[row], strict=True)
-                if score > -np.inf
-            ]
+            reading = readings[windows[i].question]
+            reading.add_spans(windows[i], *(column[row] for column in spans))
+            if token_scores:
+                reading.add_tokens(windows[i], start_logits[row].tolist(), end_logits[row].tolist())
     predictions = [
-        Prediction(row_id(row, i), merge_spans(row["context"], found[i], totals[i], n_best))
-        for i, row in enumerate(rows)
+        reading.prediction(row_id(row, number), row["context"], n_best)
+        for number, (row, reading) in enumerate(zip(rows, readings, strict=True))
     ]
     labelled = bool(rows) and all(row.get("answers") for row in rows)
     return Answers(predictions, float(losses.mean()) if labelled else float("nan"))
+
+
+Characters = tuple[int, int]  # of a passage: the first, and the one after the last
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What a model says of one question, gathered from overlapping windows, which propose some spans twice."""
+
+    spans: dict[Characters, float] = field(default_factory=dict)  # their scores
+    log_totals: list[float] = field(default_factory=list)  # of each window, as `best_spans` gives them
+    starts: dict[Characters, float] = field(default_factory=dict)  # the tokens' start logits
+    ends: dict[Characters, float] = field(default_factory=dict)  # the tokens' end logits
+
+    def add_spans(
+        self, window: Window, scores: Sequence[float], firsts: Sequence[int], lasts: Sequence[int], log_total: float
+    ) -> None:
+        """Take in a window's best spans, by their tokens."""
+        self.log_totals.append(log_total)
+        allowed = scores.index(-np.inf) if -np.inf in scores else len(scores)  # the best come first
+        tokens = zip(firsts[:allowed], lasts[:allowed], strict=True)
+        _keep_highest(self.spans, [window.characters(*pair) for pair in tokens], scores)
+
+    def add_tokens(self, window: Window, start_logits: Sequence[float], end_logits: Sequence[float]) -> None:
+        """Take in a window's logits, (tokens,) each."""
+        tokens = [(start, end) for start, end in window.offsets.tolist()]
+        for highest, logits in ((self.starts, start_logits), (self.ends, end_logits)):
+            _keep_highest(highest, tokens, logits[window.first :])
+
+    def prediction(self, id: str, context: str, n_best: int) -> Prediction:
+        """What it comes to: the best spans of the passage, and its tokens' probabilities if their logits are there."""
+        log_total = float(np.logaddexp.reduce(self.log_totals)) if self.log_totals else -np.inf
+        best = sorted(self.spans.items(), key=lambda item: (-item[1], item[0]))[:n_best]
+        spans = [
+            Span(context[start:end], start, score, float(np.exp(score - log_total))) for (start, end), score in best
+        ]
+        tokens = sorted(self.starts)
+        chances = [_softmax([logits[token] for token in tokens]) for logits in (self.starts, self.ends)]
+        scores = [TokenScore(*token, *pair) for token, *pair in zip(tokens, *chances, strict=True)]
+        return Prediction(id, spans, len(self.log_totals), scores)
+
+
+def _keep_highest(highest: dict[Characters, float], where: Iterable[Characters], values: Sequence[float]) -> None:
+    for characters, value in zip(where, values, strict=False):  # of the values, those of padding come last
+        highest[characters] = max(value, highest.get(characters, -np.inf))
+
+
+def _softmax(logits: Sequence[float]) -> list[float]:
+    weights = np.exp(np.array(logits) - np.max(logits, initial=-np.inf))
+    shares: list[float] = (weights / weights.sum()).tolist()
+    return shares
 
 
 def out_of_reach(rows: Iterable[dict[str, Any]], tokenizer: Any) -> int:
@@ -240,134 +294,3 @@ def _losses(
     ]
     losses: list[float] = ((both[0] + both[1]) / 2).tolist()
     return losses
-
-
-def merge_spans(
-    context: str, found: Iterable[tuple[float, int, int]], log_totals: Sequence[float], n_best: int
-) -> list[Span]:
-    """The best distinct spans over the windows of one question; overlapping windows propose some twice.
-
-    Args:
-        context: the passage.
-        found: each candidate's score, first character, last character (exclusive).
-        log_totals: of each window, as `best_spans` gives them.
-        n_best: spans kept.
-    """
-    log_total = float(np.logaddexp.reduce(log_totals)) if log_totals else -np.inf
-    best: dict[tuple[int, int], Span] = {}
-    for score, start, end in sorted(found, key=lambda span: (-span[0], span[1], span[2])):
-        if (start, end) not in best:
-            best[start, end] = Span(context[start:end], start, score, float(np.exp(score - log_total)))
-        if len(best) == n_best:
-            break
-    return list(best.values())
-
-
-# ---- metrics ---------------------------------------------------------------------------------------------------
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and extra white space: what the official metric compares."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def string_equality(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether the prediction equals the *first* given answer but for case: a naive "accuracy"."""
-    return prediction.lower() == answers[0].lower()
-
-
-def exact_match(prediction: str, answers: Sequence[str]) -> bool:
-    """Official exact match (EM): normalised equality with any given answer."""
-    return any(normalize_answer(prediction) == normalize_answer(answer) for answer in answers)
-
-
-def f1(prediction: str, answers: Sequence[str]) -> float:
-    """Official F1: harmonic mean of the precision and recall of normalised words, the best over the given answers.
-
-    Between two texts that are both empty once normalised ("the", "a!") it is 0, although their exact match is 1: so
-    evaluate-v1.1.py has it. SQuAD 2.0's script and torchmetrics give 1 there.
-    """
-    return max(_f1(normalize_answer(prediction).split(), normalize_answer(answer).split()) for answer in answers)
-
-
-def _f1(prediction: list[str], answer: list[str]) -> float:
-    shared = (Counter(prediction) & Counter(answer)).total()
-    if shared == 0:
-        return 0.0
-    precision, recall = shared / len(prediction), shared / len(answer)
-    return 2 * precision * recall / (precision + recall)
-
-
-def contained(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether a given answer, normalised, stands in the prediction as whole words."""
-    text = f" {normalize_answer(prediction)} "
-    return any(f" {answer} " in text for answer in map(normalize_answer, answers) if answer)
-
-
-CATEGORIES = {
-    "exact": "equals a given answer, normalised",
-    "too long": "holds a given answer and more words",
-    "too short": "is part of a given answer",
-    "overlap": "shares words with a given answer",
-    "elsewhere": "shares no word with any given answer",
-    "empty": "is empty once normalised",
-}
-
-
-def error_category(prediction: str, answers: Sequence[str]) -> str:
-    """How a prediction relates to the given answers: the first key of `CATEGORIES` that fits."""
-    text = normalize_answer(prediction)
-    if exact_match(prediction, answers):
-        return "exact"
-    if not text:
-        return "empty"
-    if contained(prediction, answers):
-        return "too long"
-    if any(f" {text} " in f" {normalize_answer(answer)} " for answer in answers):
-        return "too short"
-    return "overlap" if f1(prediction, answers) > 0 else "elsewhere"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One question's prediction and what each metric says of it."""
-
-    id: str
-    prediction: str
-    confidence: float
-    string_equality: bool
-    exact_match: bool
-    f1: float
-    contained: bool
-    category: str
-
-
-def evaluate(predictions: Iterable[Prediction], rows: Iterable[dict[str, Any]]) -> list[Result]:
-    """Score predictions against the rows they answer, in the rows' order.
-
-    Raises:
-        DataError: if predictions and rows are not of the same questions, or a row gives no answer.
-    """
-    results = []
-    for place, (prediction, row) in enumerate(matched(predictions, rows)):
-        id = row_id(row, place)
-        if prediction.id != id:
-            raise DataError(
-                f"prediction of question '{prediction.id}' stands at question '{id}'; put both in the same order"
-            )
-        text, answers = prediction.text, given_answers(row, f"question '{id}'")
-        results.append(
-            Result(
-                id=prediction.id,
-                prediction=text,
-                confidence=prediction.confidence,
-                string_equality=string_equality(text, answers),
-                exact_match=exact_match(text, answers),
-                f1=f1(text, answers),
-                contained=contained(text, answers),
-                category=error_category(text, answers),
-            )
-        )
-    return results

@@ -115,8 +115,8 @@ def _with_one_more(kinds: np.ndarray, counts: np.ndarray, end: float, share: flo
     """A quantile of the mean of values and of one more, `end`, weighted at random."""
     if not math.isfinite(end):
         return end
-    kinds, place = np.unique(np.append(kinds, end), return_inverse=True)
-    counts = np.bincount(place, np.append(counts, 1))
+    kinds, kind_of_each = np.unique(np.append(kinds, end), return_inverse=True)
+    counts = np.bincount(kind_of_each, np.append(counts, 1))
     if len(kinds) == 1:
         return end
     if len(kinds) == 2:  # such as right and wrong: known without drawing
@@ -152,10 +152,10 @@ def _cluster_sums(data: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.nd
     """The sum and the number of each cluster's values: all that a mean over resampled clusters needs."""
     if len(clusters) != len(data):
         raise ValueError(f"each value needs its cluster's label; got {len(data)} values and {len(clusters)} labels")
-    places = {label: place for place, label in enumerate(dict.fromkeys(clusters))}
-    if len(places) == 1:
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(clusters))}
+    if len(numbers) == 1:
         raise ValueError(f"all questions are of one cluster, {clusters[0]!r}: they say nothing about others")
-    index = [places[label] for label in clusters]
+    index = [numbers[label] for label in clusters]
     return np.bincount(index, data), np.bincount(index)
 
 
@@ -332,8 +332,8 @@ def questions_needed(difference: float, disagreement: float, power: float = 0.8,
     """
     if not 0 < difference <= disagreement <= 1:
         raise ValueError(f"needs 0 < difference <= disagreement <= 1; got {difference} and {disagreement}")
-    by_chance, found = _quantiles(power, level)
-    root = by_chance * math.sqrt(disagreement) + found * math.sqrt(disagreement - difference**2)
+    by_chance, by_power = _quantiles(power, level)
+    root = by_chance * math.sqrt(disagreement) + by_power * math.sqrt(disagreement - difference**2)
     return math.ceil((root / difference) ** 2)
 
 
@@ -352,10 +352,10 @@ def questions_needed_unpaired(first: float, second: float, power: float = 0.8, l
     """
     if not (0 <= first <= 1 and 0 <= second <= 1 and first != second):
         raise ValueError(f"needs two different shares between 0 and 1; got {first} and {second}")
-    by_chance, found = _quantiles(power, level)
+    by_chance, by_power = _quantiles(power, level)
     mean = (first + second) / 2
     alike, apart = 2 * mean * (1 - mean), first * (1 - first) + second * (1 - second)
-    return math.ceil(((by_chance * math.sqrt(alike) + found * math.sqrt(apart)) / (first - second)) ** 2)
+    return math.ceil(((by_chance * math.sqrt(alike) + by_power * math.sqrt(apart)) / (first - second)) ** 2)
 
 
 def _quantiles(power: float, level: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from qa_helpers.common.device import evaluation_mode, has_native_bf16, progress_bar
+from qa_helpers.common.device import evaluation_mode, has_native_bf16, longest_first, progress_bar
 from qa_helpers.common.io import ModelError
 from qa_helpers.data.rows import DataError, check_rows, given_answers, row_id
 from qa_helpers.evaluation.span_answers import Answers, Prediction, Span
@@ -154,11 +154,9 @@ def answer(
     """
     rows = check_rows(rows)
     prompts = [prompt_tokens(tokenizer, row) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
     predictions: list[Prediction | None] = [None] * len(rows)
     with evaluation_mode(model), progress_bar(total=len(rows), desc=progress, unit="question") as bar:
-        for at in range(0, len(order), batch_size):
-            chosen = order[at : at + batch_size]
+        for chosen in longest_first([len(prompt) for prompt in prompts], batch_size):
             written = _generate(model, tokenizer, [prompts[i] for i in chosen])
             for i, (text, log_probability) in zip(chosen, written, strict=True):
                 start = rows[i]["context"].find(text)
@@ -189,12 +187,12 @@ def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> l
         ],
         dim=1,
     )
-    found = []
+    answers = []
     for ids, values in zip(written.tolist(), log_probabilities.tolist(), strict=True):
         length = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
         text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
-        found.append((text, sum(values[:length])))
-    return found
+        answers.append((text, sum(values[:length])))
+    return answers
 
 
 # ---- supervised fine-tuning ------------------------------------------------------------------------------------
@@ -209,9 +207,9 @@ def training_features(rows: Iterable[dict[str, Any]], tokenizer: Any) -> list[di
         DataError: if a passage is too long, or a row lacks a text or has no answer.
     """
     features = []
-    for place, row in enumerate(check_rows(rows)):
+    for number, row in enumerate(check_rows(rows)):
         prompt = prompt_tokens(tokenizer, row)
-        answer_text = given_answers(row, f"question '{row_id(row, place)}'")[0]
+        answer_text = given_answers(row, f"question '{row_id(row, number)}'")[0]
         reply = [*_answer_tokens(tokenizer, answer_text), tokenizer.eos_token_id]
         features.append({"input_ids": prompt + reply, "labels": [IGNORED] * len(prompt) + reply})
     return features
@@ -255,10 +253,10 @@ class AnswerCollator:
 @torch.inference_mode()
 def answer_loss(model: nn.Module, tokenizer: Any, rows: Iterable[dict[str, Any]], batch_size: int = 8) -> float:
     """Mean training loss over the tokens of all answers: what supervised fine-tuning makes smaller."""
-    features = sorted(training_features(rows, tokenizer), key=lambda feature: -len(feature["input_ids"]))
+    features = training_features(rows, tokenizer)
     collate, total, count = AnswerCollator(tokenizer), 0.0, 0
-    for at in range(0, len(features), batch_size):
-        batch = collate(features[at : at + batch_size])
+    for chosen in longest_first([len(feature["input_ids"]) for feature in features], batch_size):
+        batch = collate([features[i] for i in chosen])
         on_device = {name: v.to(_device(model)) if torch.is_tensor(v) else v for name, v in batch.items()}
         tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
         total += float(model(**on_device).loss) * tokens

@@ -115,7 +115,7 @@ def load_tokenizer(name: str = "minilm") -> Any:
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     if getattr(config, "type_vocab_size", 2) < 2 or "token_type_ids" not in tokenizer.model_input_names:
         inputs.remove("token_type_ids")  # the model tells no types apart, or the tokenizer sets none
-    tokenizer.model_input_names = [one for one in inputs if one in taken]
+    tokenizer.model_input_names = [name for name in inputs if name in taken]
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     tokenizer.model_max_length = _positions(config)
     if tokenizer.pad_token_id is None:  # the attention mask hides it, so any token will do

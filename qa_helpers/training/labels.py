@@ -77,8 +77,8 @@ class SoftLabelCollator:
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """A model's inputs, (batch, tokens) each, and the labels for `soft_loss`, (batch, 2, tokens)."""
-        inputs = [{name: value for name, value in one.items() if name != "spans"} for one in features]
+        inputs = [{name: value for name, value in feature.items() if name != "spans"} for feature in features]
         batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
-        lengths = [len(one["input_ids"]) for one in features]
-        batch["labels"] = soft_targets([one["spans"] for one in features], lengths, self.smoothing)
+        lengths = [len(feature["input_ids"]) for feature in features]
+        batch["labels"] = soft_targets([feature["spans"] for feature in features], lengths, self.smoothing)
         return batch

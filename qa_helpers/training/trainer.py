@@ -7,20 +7,27 @@ Everything else (linear decay of the learning rate unless another schedule is as
 dropout, and the model's own loss unless another is given) is stock.
 """
 
+import contextlib
+import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from qa_helpers.common.device import default_device, has_native_bf16, progress_bar, quiet
+from qa_helpers.common.io import CourseError, write_atomically
 from qa_helpers.model.trainable import depths
 
 COMPLETE = "complete"  # the file that marks a checkpoint as written to its end
+PROGRESS = "progress.json"  # the file beside the checkpoints that says how far the training is
+PROGRESS_SECONDS = 0.4  # between two writings of it, at least
 EPOCH_KEY = "epoch_scores"  # under which per-epoch scores stand in the Trainer's log, and so in its checkpoints
 
 
@@ -84,7 +91,8 @@ def train(
         tokenizer: its tokenizer.
         features: the training data, from the `training_features` of `windows`, `labels` or `written_answers`.
         settings: how to train.
-        folder: for checkpoints, a subfolder an epoch; the caller removes it when nothing is to be resumed.
+        folder: for checkpoints, a subfolder an epoch, and how far the training is, see `read_progress`; the caller
+            removes it when nothing is to be resumed.
         after_epoch: called with the model after each epoch; what it returns is kept in the history.
         collator: makes batches of features; if None, they are padded to the longest of each batch.
         loss: of the model's outputs and a batch's `labels`, such as `labels.soft_loss`; if None, the model's own.
@@ -99,7 +107,7 @@ def train(
         train_dataset=features,  # a list serves as a map-style data set
         data_collator=collator or DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        callbacks=[recorder, _ProgressBar(), _MarkComplete()],
+        callbacks=[recorder, _ShowProgress(folder / PROGRESS), _MarkComplete()],
         compute_loss_func=loss,
         optimizers=(None if settings.layer_decay == 1 else _layer_wise(model, arguments, settings.layer_decay), None),
     )
@@ -197,18 +205,55 @@ class _MarkComplete(TrainerCallback):
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
-class _ProgressBar(TrainerCallback):
-    """One bar over all steps with the latest loss."""
+class TrainingProgress(BaseModel):
+    """How far a training is."""
+
+    stage: Literal["training", "trained"]
+    step: int  # optimizer steps that are done, of `steps`
+    steps: int
+    epoch: float  # epochs that are done; 0.5 is half of the first
+    loss: float | None  # the latest in the history; None before the first, and where it is no number
+
+
+def read_progress(folder: Path) -> TrainingProgress | None:
+    """How far the training with this folder of checkpoints is; None where none has begun, or the folder is gone."""
+    try:
+        return TrainingProgress.model_validate_json((folder / PROGRESS).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+class _ShowProgress(TrainerCallback):
+    """One bar over all steps with the latest loss; and the same in a file, for other processes to read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.loss: float | None = None
+        self.written = -math.inf  # when, by `time.monotonic`
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.bar = progress_bar(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+        self._write(state, "training")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
+        if time.monotonic() - self.written >= PROGRESS_SECONDS:
+            self._write(state, "training")
 
     def on_log(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         if "loss" in rest["logs"]:
-            self.bar.set_postfix(epoch=f"{state.epoch:.1f}/{args.num_train_epochs}", loss=f"{rest['logs']['loss']:.2f}")
+            self.loss = rest["logs"]["loss"]
+            self.bar.set_postfix(epoch=f"{state.epoch:.1f}/{args.num_train_epochs}", loss=f"{self.loss:.2f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.bar.close()
+        self._write(state, "trained")
+
+    def _write(self, state: Any, stage: Literal["training", "trained"]) -> None:
+        if state.is_world_process_zero:
+            progress = TrainingProgress(
+                stage=stage, step=state.global_step, steps=state.max_steps, epoch=state.epoch or 0, loss=self.loss
+            )
+            with contextlib.suppress(CourseError):  # of a full disk the next checkpoint tells; no reason to end here
+                write_atomically(self.path, progress.model_dump_json())
+            self.written = time.monotonic()

@@ -9,7 +9,7 @@ import ipywidgets
 from matplotlib.figure import Figure
 
 from qa_helpers.common.io import CourseError
-from qa_helpers.evaluation.span_answers import CATEGORIES
+from qa_helpers.evaluation.metrics import CATEGORIES
 from qa_helpers.experiment.record import METRICS, RecordError, Run
 from qa_helpers.experiment.store import load_records
 from qa_helpers.widgets.look import Shown, block, labelled, paragraph, picture, problem
@@ -69,8 +69,8 @@ class Dashboard(Shown):
         changed |= {"comparison": [self.first, self.second]}
         changed |= {"wrong of": [self.wrong_of], "wrong": [self.category, self.article]}
         for what, inputs in changed.items():
-            for one in inputs:
-                one.observe(lambda _, what=what: self._follow(what), "value")
+            for control in inputs:
+                control.observe(lambda _, what=what: self._follow(what), "value")
 
     def add(self, run: Run) -> None:
         """Show one more run, beside those that are on show."""
@@ -96,7 +96,7 @@ class Dashboard(Shown):
 
     def to_html(self) -> str:
         """Figure and tables as they are on show."""
-        return "".join(str(one.value) for one in (self.scores, self.comparison, self.wrong))
+        return "".join(str(part.value) for part in (self.scores, self.comparison, self.wrong))
 
     def _follow(self, what: str) -> None:
         """Show anew what depends on an input of this kind."""
@@ -112,8 +112,8 @@ class Dashboard(Shown):
     def _show_anew(self, what: str) -> None:
         if what == "runs":
             self._offer(self.evaluation, dict.fromkeys(n for run in self.shown().values() for n in run.scores))
-            for one, place in ((self.first, 0), (self.second, 1), (self.wrong_of, 0)):
-                self._offer(one, self.shown(), place)
+            for control, default in ((self.first, 0), (self.second, 1), (self.wrong_of, 0)):
+                self._offer(control, self.shown(), default)
             if self.second.value == self.first.value:
                 self.second.value = next((n for n in self.shown() if n != self.first.value), self.first.value)
         if what in ("runs", "scores"):
@@ -125,20 +125,22 @@ class Dashboard(Shown):
         if what != "comparison":
             self.wrong.value = self._wrong()
 
-    def _offer(self, one: Any, options: Iterable[str], place: int = 0) -> None:
-        """Offer other options; what was chosen stays, if it is among them, else the one at this place is."""
-        options, before = list(options), one.value
-        one.options = options
-        one.value = before if before in options else next(iter(options[place:] or options), None)
+    def _offer(self, control: Any, options: Iterable[str], default: int = 0) -> None:
+        """Offer other options; what was chosen stays if it is among them, else the option numbered `default` is."""
+        options, before = list(options), control.value
+        control.options = options
+        control.value = before if before in options else next(iter(options[default:] or options), None)
 
     def _offer_filters(self) -> None:
         run = self._run(self.wrong_of)
-        found = wrong_answers(run, self.evaluation.value) if run and self.evaluation.value in run.indices else []
-        self._offer(self.category, [ANY, *(name for name in CATEGORIES if name in {one.category for one in found})])
-        self._offer(self.article, [ANY, *sorted({one.article for one in found if one.article})])
+        wrong = wrong_answers(run, self.evaluation.value) if run and self.evaluation.value in run.indices else []
+        self._offer(
+            self.category, [ANY, *(name for name in CATEGORIES if any(answer.category == name for answer in wrong))]
+        )
+        self._offer(self.article, [ANY, *sorted({answer.article for answer in wrong if answer.article})])
 
-    def _run(self, one: Any) -> Run | None:
-        return self.runs.get(one.value)
+    def _run(self, control: Any) -> Run | None:
+        return self.runs.get(control.value)
 
     def _scores(self) -> str:
         runs, evaluation, metric = self.shown(), self.evaluation.value, self.metric.value
@@ -166,5 +168,5 @@ class Dashboard(Shown):
             return ""
         if evaluation not in run.indices:
             return block(paragraph(f"{run.experiment.name} was not asked '{evaluation}'.", "qa-muted"))
-        filters = [None if one.value == ANY else one.value for one in (self.category, self.article)]
+        filters = [None if control.value == ANY else control.value for control in (self.category, self.article)]
         return block(wrong_html(wrong_answers(run, evaluation, *filters), run.experiment.name))

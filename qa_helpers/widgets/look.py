@@ -114,13 +114,13 @@ def whole_characters(text: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
-def _continues(text: str, place: int) -> bool:
+def _continues(text: str, position: int) -> bool:
     """Whether the character at this place belongs to the one before it: accents, joiners, emoji's modifiers."""
     joiner = "\u200d"
-    character = text[place]
+    character = text[position]
     if unicodedata.category(character) in ("Mn", "Mc", "Me") or "\U0001f3fb" <= character <= "\U0001f3ff":
         return True
-    return character == joiner or (text[place - 1] == joiner and unicodedata.category(character) == "So")
+    return character == joiner or (text[position - 1] == joiner and unicodedata.category(character) == "So")
 
 
 MARGIN = 1_500  # characters shown before the first and after the last mark of a long passage

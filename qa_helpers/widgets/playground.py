@@ -6,21 +6,19 @@ what is read the part around the answer is shown; what was cut is said.
 
 import contextlib
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ipywidgets
-import numpy as np
 from torch import nn
 
 from qa_helpers.common.device import default_device
 from qa_helpers.common.io import CourseError
 from qa_helpers.data.rows import DataError, check_text, is_blank
 from qa_helpers.data.squad import load_qa
-from qa_helpers.data.windows import Window, make_windows
-from qa_helpers.evaluation.span_answers import Span, best_spans, merge_spans, passage_mask, window_logits
+from qa_helpers.evaluation.span_answers import Span, TokenScore, answer
 from qa_helpers.experiment.record import RecordError, read_experiment
 from qa_helpers.experiment.store import load_trained, runs_folder
 from qa_helpers.model import load
@@ -37,18 +35,6 @@ Loader = Callable[[], tuple[nn.Module, Any]]
 
 
 # ---- asking ----------------------------------------------------------------------------------------------------
-class TokenHeat(NamedTuple):
-    """A token of the passage, by its characters, and the probabilities (0 to 1) that the answer starts, or ends, there.
-
-    They are a softmax over all tokens of the passage that were read; of a token in several windows, the higher logit.
-    """
-
-    start: int
-    end: int
-    starts: float
-    ends: float
-
-
 @dataclass(frozen=True)
 class Answered:
     """What a model said to a question, with all that is shown of it."""
@@ -58,7 +44,7 @@ class Answered:
     left_out: int  # characters of the passage that were not read
     windows: int
     n_best: list[Span]  # the answer first
-    tokens: list[TokenHeat]
+    tokens: list[TokenScore]
 
     @property
     def answer(self) -> Span:
@@ -85,28 +71,11 @@ def ask(model: nn.Module, tokenizer: Any, question: str, context: str, n_best: i
     if len(question) > MOST_CHARACTERS:
         raise DataError(f"the question has {len(question):,} characters: shorten it")
     read = cut(context, tokenizer)
-    windows = make_windows([{"question": question, "context": read, "id": "yours"}], tokenizer)
-    found: list[tuple[float, int, int]] = []
-    totals: list[float] = []
-    starts: dict[tuple[int, int], float] = {}
-    ends: dict[tuple[int, int], float] = {}
-    for chosen, start_logits, end_logits in window_logits(model, windows, tokenizer):
-        spans = best_spans(start_logits, end_logits, passage_mask(windows, chosen, start_logits.shape[1]), n_best)
-        totals += spans.log_total.tolist()
-        for row, i in enumerate(chosen):
-            found += _spans(windows[i], *(column[row].tolist() for column in spans[:3]))
-            _keep_highest(starts, windows[i], start_logits[row].tolist())
-            _keep_highest(ends, windows[i], end_logits[row].tolist())
-    if not starts:
+    row = {"id": "yours", "question": question, "context": read}
+    [prediction] = answer(model, tokenizer, [row], n_best, token_scores=True).predictions
+    if not prediction.n_best:
         raise DataError("the passage holds nothing that the model can read: type or pick another")
-    return Answered(
-        question,
-        read,
-        len(context) - len(read),
-        len(windows),
-        merge_spans(read, found, totals, n_best),
-        _heat(starts, ends),
-    )
+    return Answered(question, read, len(context) - len(read), prediction.windows, prediction.n_best, prediction.tokens)
 
 
 def cut(context: str, tokenizer: Any) -> str:
@@ -114,26 +83,6 @@ def cut(context: str, tokenizer: Any) -> str:
     context = context[:MOST_CHARACTERS]
     offsets = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     return context if len(offsets) <= MOST_TOKENS else context[: offsets[MOST_TOKENS - 1][1]]
-
-
-def _spans(window: Window, scores: list[float], starts: list[int], ends: list[int]) -> list[tuple[float, int, int]]:
-    allowed = [one for one in zip(scores, starts, ends, strict=True) if one[0] > -np.inf]
-    return [(score, *window.characters(start, end)) for score, start, end in allowed]
-
-
-def _keep_highest(logits: dict[tuple[int, int], float], window: Window, row: Sequence[float]) -> None:
-    for (start, end), logit in zip(window.offsets.tolist(), row[window.first :], strict=False):
-        logits[start, end] = max(logit, logits.get((start, end), -np.inf))
-
-
-def _heat(starts: dict[tuple[int, int], float], ends: dict[tuple[int, int], float]) -> list[TokenHeat]:
-    places = sorted(starts)
-    columns = []
-    for logits in (starts, ends):
-        values = np.array([logits[place] for place in places])
-        weights = np.exp(values - values.max())
-        columns.append((weights / weights.sum()).tolist())
-    return [TokenHeat(*place, *pair) for place, *pair in zip(places, *columns, strict=True)]
 
 
 # ---- showing ---------------------------------------------------------------------------------------------------
@@ -149,7 +98,7 @@ def answered_html(answered: Answered, name: str) -> str:
             f"The passage was read in {answered.windows} overlapping windows; the best answer of all of them counts."
         )
         cut.append(paragraph(words, "qa-muted"))
-    rows = [(place, _short(span.text), 100 * span.probability) for place, span in enumerate(answered.n_best, 1)]
+    rows = [(rank, _short(span.text), 100 * span.probability) for rank, span in enumerate(answered.n_best, 1)]
     return "".join(
         [
             f"<div><p><b>{html.escape(name)}</b>: {html.escape(_short(best.text))} ",
@@ -173,8 +122,8 @@ def strip_html(answered: Answered) -> str:
     In percent, and as a shade: orange for starts, blue for ends.
     """
     tokens, best = answered.tokens, answered.answer
-    place = next((i for i, token in enumerate(tokens) if token.start >= best.start), 0)
-    low = max(0, min(place - STRIP_TOKENS // 2, len(tokens) - STRIP_TOKENS))
+    first = next((i for i, token in enumerate(tokens) if token.start >= best.start), 0)
+    low = max(0, min(first - STRIP_TOKENS // 2, len(tokens) - STRIP_TOKENS))
     shown = tokens[low : low + STRIP_TOKENS]
     legend = "Tokens: ▸ the answer starts here, ◂ it ends here, in percent; nothing where it is less than one."
     if len(shown) < len(tokens):
@@ -183,7 +132,7 @@ def strip_html(answered: Answered) -> str:
     return f'{paragraph(legend, "qa-muted")}<div class="qa-strip" dir="auto">{chips}</div>'
 
 
-def _chip(text: str, token: TokenHeat) -> str:
+def _chip(text: str, token: TokenScore) -> str:
     start = _bar("▸{:.0f} ", token.starts, "230,159,0")  # ORANGE and SKY, on white: black text stays readable
     end = _bar(" ◂{:.0f}", token.ends, "86,180,233")
     return f'<span class="qa-token">{start}{html.escape(_short(text, TOKEN_CHARACTERS))}{end}</span>'
@@ -199,12 +148,12 @@ def _bar(form: str, probability: float, colour: str) -> str:
 def available_models(folder: Path | str | None = None) -> dict[str, Loader]:
     """What loads the span model of each finished run in a runs folder, by name, and MiniLM as it comes."""
     home = runs_folder(folder)
-    found: dict[str, Loader] = {}
+    loaders: dict[str, Loader] = {}
     for path in sorted(home.glob("*/run.json")):
         name = path.parent.name
         if _has_span_model(path.parent):
-            found[name] = lambda name=name: load_trained(name, home)  # type: ignore[misc]
-    return found | {"minilm as it comes, its span head untrained": _untrained}
+            loaders[name] = lambda name=name: load_trained(name, home)  # type: ignore[misc]
+    return loaders | {"minilm as it comes, its span head untrained": _untrained}
 
 
 def _has_span_model(home: Path) -> bool:

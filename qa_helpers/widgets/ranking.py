@@ -52,8 +52,8 @@ class RankingWidget(Shown):
             "undo": ("Undo", "take back the last choice (key u)"),
         }
         self.buttons = {name: button(*words) for name, words in tips.items()}
-        for name, one in self.buttons.items():
-            one.on_click(lambda _, name=name: self._act(name))
+        for name, control in self.buttons.items():
+            control.on_click(lambda _, name=name: self._act(name))
         self.key = ipywidgets.Text(
             description="or type:", placeholder="a, b, t, s or u", layout=ipywidgets.Layout(width="16em")
         )

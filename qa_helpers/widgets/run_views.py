@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qa_helpers.data.squad import load_qa
-from qa_helpers.evaluation.diagnosis import load_card
+from qa_helpers.evaluation.metrics import load_card
 from qa_helpers.evaluation.statistics import Interval, mcnemar, paired_difference
 from qa_helpers.experiment.record import METRICS, RecordError, Run, Scores, paired_columns
 from qa_helpers.report.plots import COLOURS
@@ -46,16 +46,16 @@ def compare(first: Run, second: Run, metric: str = "exact_match") -> Comparison:
     Raises:
         RecordError: if they share no question, or were asked different ones under the same ids.
     """
-    one, other = (column.astype(bool) for column in paired_columns(first, second))
+    first_right, second_right = (column.astype(bool) for column in paired_columns(first, second))
     mine, theirs = (100 * column for column in paired_columns(first, second, metric))
     return Comparison(
-        questions=len(one),
-        both=int((one & other).sum()),
-        only_first=int((one & ~other).sum()),
-        only_second=int((~one & other).sum()),
-        neither=int((~one & ~other).sum()),
+        questions=len(first_right),
+        both=int((first_right & second_right).sum()),
+        only_first=int((first_right & ~second_right).sum()),
+        only_second=int((~first_right & second_right).sum()),
+        neither=int((~first_right & ~second_right).sum()),
         difference=paired_difference(mine.tolist(), theirs.tolist()),
-        p=mcnemar(one.tolist(), other.tolist()),
+        p=mcnemar(first_right.tolist(), second_right.tolist()),
     )
 
 
@@ -69,7 +69,7 @@ class WrongAnswer:
     prediction: str
     answers: tuple[str, ...] | None
     confidence: float  # 0 to 1
-    category: str  # of `span_answers.CATEGORIES`
+    category: str  # of `metrics.CATEGORIES`
 
 
 def wrong_answers(
@@ -77,23 +77,23 @@ def wrong_answers(
 ) -> list[WrongAnswer]:
     """What a run got wrong (EM) on an evaluation set, the surest first; of one category or article, if one is given."""
     asked, titles, known = run.questions, articles(run), _rows(run.experiment.data)
-    found = []
-    for place in run.indices[evaluation]:
-        if asked.exact_match[place]:
+    wrong = []
+    for number in run.indices[evaluation]:
+        if asked.exact_match[number]:
             continue
-        row = known.get(asked.id[place])
-        one = WrongAnswer(
-            id=asked.id[place],
-            article=titles[place] if titles else None,
+        row = known.get(asked.id[number])
+        answer = WrongAnswer(
+            id=asked.id[number],
+            article=titles[number] if titles else None,
             question=row["question"] if row else None,
-            prediction=asked.prediction[place],
+            prediction=asked.prediction[number],
             answers=tuple(dict.fromkeys(row["answers"]["text"])) if row else None,
-            confidence=asked.confidence[place],
-            category=asked.category[place],
+            confidence=asked.confidence[number],
+            category=asked.category[number],
         )
-        if category in (None, one.category) and article in (None, one.article):
-            found.append(one)
-    return sorted(found, key=lambda one: -one.confidence)
+        if category in (None, answer.category) and article in (None, answer.article):
+            wrong.append(answer)
+    return sorted(wrong, key=lambda answer: -answer.confidence)
 
 
 def articles(run: Run) -> list[str] | None:
@@ -108,10 +108,10 @@ def articles(run: Run) -> list[str] | None:
         return None
     titles = load_card("squad").titles
     try:
-        places = sorted({i for one in run.experiment.evaluations.values() for i in one.indices(len(titles))})
+        numbers = sorted({i for asked in run.experiment.evaluations.values() for i in asked.indices(len(titles))})
     except RecordError:  # more questions than SQuAD has: other data of that name
         return None
-    return [titles[place] for place in places] if len(places) == len(run.questions.id) else None
+    return [titles[number] for number in numbers] if len(numbers) == len(run.questions.id) else None
 
 
 @lru_cache
@@ -124,12 +124,12 @@ def _rows(data: str) -> dict[str, Any]:
 def overview(runs: Mapping[str, Run], evaluation: str, metric: str = "exact_match") -> Figure:
     """Training loss, EM after every epoch, and final scores with intervals: a panel each, a colour and line a run."""
     figure = Figure(figsize=(10, 6.4), layout="constrained")
-    losses, epochs, scores = (figure.add_subplot(2, 2, place) for place in (1, 2, (3, 4)))
+    losses, epochs, scores = (figure.add_subplot(2, 2, panel) for panel in (1, 2, (3, 4)))
     losses.set(title="training loss", xlabel="optimizer step", ylabel="loss (nats)")
     epochs.set(title="EM after each epoch", xlabel="epoch", ylabel="EM (%), a few questions")
     name = METRIC_NAMES[metric]
     scores.set(title=f"{name} on '{evaluation}', with 95 % intervals", xlabel=f"{name} (%)")
-    for place, (run, colour, line, marker) in enumerate(zip(runs.values(), COLOURS, LINES, MARKERS, strict=False)):
+    for row, (run, colour, line, marker) in enumerate(zip(runs.values(), COLOURS, LINES, MARKERS, strict=False)):
         if run.losses:
             losses.plot(*zip(*run.losses, strict=True), color=colour, linestyle=line)
         if run.epochs:
@@ -137,8 +137,8 @@ def overview(runs: Mapping[str, Run], evaluation: str, metric: str = "exact_matc
             epochs.plot(*zip(*points, strict=True), color=colour, linestyle=line, marker=marker)
         if evaluation in run.scores:
             score = getattr(run.scores[evaluation], metric)
-            scores.plot([score.low, score.high], [place, place], color=colour, linestyle=line, linewidth=2)
-            scores.plot(score.value, place, marker, color=colour)
+            scores.plot([score.low, score.high], [row, row], color=colour, linestyle=line, linewidth=2)
+            scores.plot(score.value, row, marker, color=colour)
     scores.set_yticks(range(len(runs)), list(runs))
     scores.set_ylim(len(runs) - 0.5, -0.5)
     for axes in (losses, epochs):
@@ -175,35 +175,38 @@ def scores_html(runs: Mapping[str, Run], evaluation: str) -> str:
 
 def comparison_html(first: Run, second: Run, metric: str = "exact_match") -> str:
     """Two runs compared, in a sentence and a table of four fields."""
-    found = compare(first, second, metric)
-    one, other = first.experiment.name, second.experiment.name
-    low, high = found.difference.low, found.difference.high
+    comparison = compare(first, second, metric)
+    first_name, second_name = first.experiment.name, second.experiment.name
+    low, high = comparison.difference.low, comparison.difference.high
     verdict = (
         "cannot be told apart" if low <= 0 <= high else f"differ: the second is {'better' if low > 0 else 'worse'}"
     )
     words = (
-        f"{METRIC_NAMES[metric]} of the second less the first, on {found.questions:,} shared questions: "
-        f"{found.difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]: by this interval the two {verdict}. "
-        f"McNemar's exact test of EM: p = {found.p:.2g}."
+        f"{METRIC_NAMES[metric]} of the second less the first, on {comparison.questions:,} shared questions: "
+        f"{comparison.difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]: by this interval the two {verdict}. "
+        f"McNemar's exact test of EM: p = {comparison.p:.2g}."
     )
-    rows = [(f"first right ({one})", found.both, found.only_first), ("first wrong", found.only_second, found.neither)]
-    header = ("questions", f"second right ({other})", "second wrong")
+    rows = [
+        (f"first right ({first_name})", comparison.both, comparison.only_first),
+        ("first wrong", comparison.only_second, comparison.neither),
+    ]
+    header = ("questions", f"second right ({second_name})", "second wrong")
     return paragraph(words) + table("Who was right (EM)", header, rows)
 
 
-def wrong_html(found: Sequence[WrongAnswer], name: str) -> str:
+def wrong_html(wrong: Sequence[WrongAnswer], name: str) -> str:
     """The first of these wrong answers, and how many there are."""
     rows = [
         (
-            one.article or "–",
-            one.question or one.id,
-            one.prediction,
-            " / ".join(one.answers) if one.answers else "–",
-            100 * one.confidence,
-            one.category,
+            answer.article or "–",
+            answer.question or answer.id,
+            answer.prediction,
+            " / ".join(answer.answers) if answer.answers else "–",
+            100 * answer.confidence,
+            answer.category,
         )
-        for one in found[:MOST_ROWS]
+        for answer in wrong[:MOST_ROWS]
     ]
-    more = f", the surest {MOST_ROWS} of them" if len(found) > MOST_ROWS else ", the surest first"
+    more = f", the surest {MOST_ROWS} of them" if len(wrong) > MOST_ROWS else ", the surest first"
     header = ("article", "question", "prediction", "given answers", "confidence (%)", "category")
-    return table(f"{len(found):,} wrong answers of {name}{more if found else ''}", header, rows)
+    return table(f"{len(wrong):,} wrong answers of {name}{more if wrong else ''}", header, rows)

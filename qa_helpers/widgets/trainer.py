@@ -1,6 +1,7 @@
 """The trainer panel: choose an experiment, start it, watch it, stop it, while the notebook stays usable.
 
-The experiment runs in a process of its own, as from the command line, so that the kernel has nothing to do but look.
+The experiment runs in a process of its own, as from the command line, so that the kernel has nothing to do but look
+at the file in which it says how far it is.
 Stopping ends that process: of a run that is started again with the same settings, the epochs that were trained count.
 
 What it simplifies: the time that is left is that of the training, by its mean speed so far; the last scoring comes on
@@ -9,7 +10,6 @@ top.
 
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -28,13 +28,11 @@ from qa_helpers.common.io import CourseError, read_json, write_atomically
 from qa_helpers.experiment.catalogue import METHODS, Scale, current_scale, method
 from qa_helpers.experiment.record import Experiment, RecordError, Run, parse, read_record
 from qa_helpers.experiment.store import runs_folder
-from qa_helpers.training.trainer import COMPLETE
+from qa_helpers.training.trainer import COMPLETE, PROGRESS, read_progress
 from qa_helpers.widgets.look import Shown, block, button, labelled, paragraph, problem, table
 
 POLL_SECONDS = 0.2  # how often the process is looked at
 STOP_SECONDS = 1.0  # what a process that is asked to end gets before it is ended
-TAIL_BYTES = 8_192  # of what it wrote: its progress bar rewrites one line
-BAR = re.compile(r"(training|answering):\s*\d+%\|[^|]*\|\s*(\d+)/(\d+)")
 METHOD_NAMES = {
     "all weights": "all",
     "the last two layers": "last:2",
@@ -97,11 +95,12 @@ class TrainingJob:
         weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
         description, self._said = scratch / "experiment.json", scratch / "said"
         write_atomically(description, experiment.model_dump_json())
-        environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}  # bars are read
+        if (self._checkpoints / PROGRESS).exists():  # of a training that was ended before
+            (self._checkpoints / PROGRESS).unlink(missing_ok=True)
         with self._said.open("wb") as file:
             self._process = subprocess.Popen(
                 _command(description, self.folder),
-                env=environment,
+                env=os.environ | {"TQDM_DISABLE": "1"},  # what it writes is what went wrong
                 stdin=subprocess.PIPE,  # closed with this process, see `child`
                 stdout=subprocess.DEVNULL,
                 stderr=file,
@@ -112,6 +111,10 @@ class TrainingJob:
     def home(self) -> Path:
         """The run's folder."""
         return self.folder / self.experiment.name
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.home / "checkpoints"
 
     def stop(self) -> None:
         """End the process, within two seconds; what it has trained is kept, to the last whole epoch."""
@@ -127,14 +130,14 @@ class TrainingJob:
         """How far it is now."""
         code = self._process.poll()
         if code is None:
-            return self._under_way(self._tail())
+            return self._under_way()
         if code == 0:
             return Progress("finished", 1.0, 0.0, "finished")
         epochs, of = kept_epochs(self.home), self.experiment.epochs
         if self._stopped:
             kept = f"epoch {epochs} of {of} is kept: Start goes on from there" if epochs else "no epoch was complete"
             return Progress("stopped", epochs / of, None, f"stopped; {kept}")
-        return Progress("failed", epochs / of, None, f"failed: {_reason(code, self._tail())}")
+        return Progress("failed", epochs / of, None, f"failed: {_reason(code, self._said)}")
 
     def run(self) -> Run:
         """The finished run.
@@ -144,23 +147,17 @@ class TrainingJob:
         """
         return read_record(self.home / "run.json")
 
-    def _tail(self) -> str:
-        with self._said.open("rb") as file:
-            file.seek(max(0, self._said.stat().st_size - TAIL_BYTES))
-            return file.read().decode("utf-8", errors="replace")
-
-    def _under_way(self, said: str) -> Progress:
-        bars = BAR.findall(said)
-        trained = [(int(done), int(total)) for name, done, total in bars if name == "training"]
-        if not trained:
+    def _under_way(self) -> Progress:
+        training = read_progress(self._checkpoints)
+        if training is None:
             epochs = kept_epochs(self.home)
             return Progress("starting", epochs / self.experiment.epochs, None, "starting: loading libraries and data")
-        done, total = trained[-1]
-        if done == total:
+        if training.step == training.steps:
             return Progress("scoring", 1.0, 0.0, "trained; answering the validation questions")
-        left = self._seconds_left(done / total)
-        words = f"training: step {done:,} of {total:,}" + (f", {_time(left)} left" if left is not None else "")
-        return Progress("training", done / total, left, words)
+        share = training.step / training.steps
+        left = self._seconds_left(share)
+        words = f"training: step {training.step:,} of {training.steps:,}"
+        return Progress("training", share, left, words + (f", {_time(left)} left" if left is not None else ""))
 
     def _seconds_left(self, share: float) -> float | None:
         """By the mean speed since the first step that was seen."""
@@ -183,10 +180,11 @@ def kept_epochs(home: Path) -> int:
     return max(epochs, default=0)
 
 
-def _reason(code: int, said: str) -> str:
+def _reason(code: int, said: Path) -> str:
+    """Why a process ended with this code: the last line of what it wrote, if there is one."""
     if code < 0:
         return f"ended by signal {-code}"
-    lines = [line.strip() for line in re.split(r"[\r\n]", said) if line.strip()]
+    lines = [line.strip() for line in said.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("qa_helpers: ") if lines else f"ended with exit code {code}"
 
 
@@ -286,7 +284,7 @@ class TrainerPanel(Shown):
         except RecordError as error:  # somebody has removed or changed it since
             self._say(str(error), wrong=True)
             return
-        scores = ", ".join(f"EM {one.exact_match}, F1 {one.f1} ({name})" for name, one in run.scores.items())
+        scores = ", ".join(f"EM {score.exact_match}, F1 {score.f1} ({name})" for name, score in run.scores.items())
         self._say(f"finished: {run.experiment.name}: {scores}")
         if self._on_finished:
             self._on_finished(run)

@@ -6,6 +6,8 @@ import sys
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qa_helpers.common.device import (
     MIB,
@@ -13,6 +15,7 @@ from qa_helpers.common.device import (
     default_device,
     describe_machine,
     has_native_bf16,
+    longest_first,
     peak_memory_mib,
     release_memory,
     reset_peak_memory,
@@ -96,3 +99,20 @@ def test_float32_can_be_asked_for_where_bfloat16_is_native(monkeypatch):
     monkeypatch.setenv("QA_PRECISION", "double")
     with pytest.raises(CourseError, match="QA_PRECISION is 'double'; set it to fp32, or leave it unset"):
         has_native_bf16(cpu)
+
+
+# ---- batches of like length -------------------------------------------------------------------------------------
+def test_the_longest_come_first_and_equals_keep_their_order():
+    assert list(longest_first([3, 9, 3, 5, 9], 2)) == [[1, 4], [3, 0], [2]]
+    assert list(longest_first([], 2)) == []
+
+
+@given(st.lists(st.integers(0, 5), max_size=20), st.integers(1, 7))
+def test_every_item_stands_in_one_batch_and_none_in_a_later_one_is_longer(lengths, batch_size):
+    batches = list(longest_first(lengths, batch_size))
+    order = [number for batch in batches for number in batch]
+    assert sorted(order) == list(range(len(lengths)))
+    keys = [(-lengths[number], number) for number in order]
+    assert keys == sorted(keys)
+    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    assert all(1 <= len(batch) <= batch_size for batch in batches)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from qa_helpers.__main__ import main
 from qa_helpers.course.checks import FIGURES_MIME, format_figures, publish
 from qa_helpers.course.notebooks import (
     NotebookRun,
     execute_notebook,
-    main,
     notebook_environment,
     read_notebook,
     write_html,
@@ -81,7 +81,7 @@ def command(folder: Path, *arguments: str, **environment: str) -> Command:
             patch.delenv(name, raising=False)
         for name, value in environment.items():
             patch.setenv(name, value)
-        return Command(folder, main(arguments), output.getvalue())
+        return Command(folder, main(["notebooks", *arguments]), output.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +243,7 @@ def test_command_without_notebooks_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as exit_:
-        main([])
-    assert exit_.value.code == 2
+    assert main(["notebooks"]) == 2
     assert "there are no notebooks in notebooks/" in capsys.readouterr().err
 
 

@@ -13,14 +13,24 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import DataCollatorWithPadding
 
 from qa_helpers.common.device import default_device, set_seed
+from qa_helpers.common.io import CourseError
 from qa_helpers.data.windows import make_windows, training_features
-from qa_helpers.evaluation.span_answers import answer, evaluate
+from qa_helpers.evaluation.metrics import evaluate
+from qa_helpers.evaluation.span_answers import answer
 from qa_helpers.experiment.record import EvalSet, Experiment, read_record
 from qa_helpers.experiment.store import run_experiment
 from qa_helpers.model.load import load_qa_model
 from qa_helpers.model.trainable import set_trainable
-from qa_helpers.training import labels
-from qa_helpers.training.trainer import COMPLETE, Settings, complete_checkpoints, last_checkpoint, train
+from qa_helpers.training import labels, trainer
+from qa_helpers.training.trainer import (
+    COMPLETE,
+    PROGRESS,
+    Settings,
+    complete_checkpoints,
+    last_checkpoint,
+    read_progress,
+    train,
+)
 
 
 def trained(course, tokenizer, folder, settings, after_epoch=None, what="last:1"):
@@ -211,6 +221,38 @@ def test_a_layer_decay_of_almost_one_trains_as_none(tmp_path, course, tokenizer,
         torch.testing.assert_close(value, found[1][name], rtol=1e-5, atol=1e-7)
 
 
+# ---- progress ------------------------------------------------------------------------------------------
+def test_a_file_says_how_far_the_training_is(tmp_path, course, tokenizer, monkeypatch):
+    monkeypatch.setattr(trainer, "PROGRESS_SECONDS", 0)
+    seen = []
+    assert read_progress(tmp_path / "run") is None
+    _, history = trained(
+        course, tokenizer, tmp_path / "run", SHORT, lambda _model: seen.append(read_progress(tmp_path / "run")) or {}
+    )
+    assert [(now.stage, now.step, now.steps, now.epoch) for now in seen] == [
+        ("training", 3 * epoch, 9, epoch) for epoch in (1, 2, 3)
+    ]
+    losses = dict(history.losses)
+    assert [now.loss for now in seen] == [losses[2], losses[4], losses[8]], "the latest when the step ended"
+    end = read_progress(tmp_path / "run")
+    assert (end.stage, end.step, end.epoch, end.loss) == ("trained", 9, 3, losses[9])
+
+
+def test_progress_is_written_a_few_times_a_second_at_most_and_a_refusal_ends_no_training(
+    tmp_path, course, tokenizer, monkeypatch
+):
+    written = []
+
+    def refuse(path, content):
+        written.append((path, json.loads(content)["step"]))
+        raise CourseError("the disk is full")
+
+    monkeypatch.setattr(trainer, "write_atomically", refuse)
+    monkeypatch.setattr(trainer, "PROGRESS_SECONDS", 3600)
+    trained(course, tokenizer, tmp_path, SHORT)
+    assert written == [(tmp_path / PROGRESS, 0), (tmp_path / PROGRESS, 9)], "at the beginning and at the end"
+
+
 # ---- checkpoints ------------------------------------------------------------------------------------------------
 def checkpoint(folder: Path, step: int, complete: bool) -> Path:
     path = folder / f"checkpoint-{step}"
@@ -262,7 +304,8 @@ def test_a_run_that_failed_goes_on_and_two_checkpoints_are_kept(tmp_path, course
     whole, history = trained(course, tokenizer, tmp_path / "whole", SHORT, lambda _model: {}, what)
     with pytest.raises(StoppedError):
         trained(course, tokenizer, tmp_path / "cut", SHORT, fails_in(3), what)
-    assert {path.name for path in (tmp_path / "cut").iterdir()} == {"checkpoint-3", "checkpoint-6"}
+    names = {"checkpoint-3", "checkpoint-6", PROGRESS}
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == names
     assert (tmp_path / "cut" / "checkpoint-6" / COMPLETE).exists()
     resumed, resumed_history = trained(course, tokenizer, tmp_path / "cut", SHORT, lambda _model: {}, what)
     assert resumed_history == history
@@ -275,7 +318,7 @@ def test_a_run_that_failed_goes_on_and_two_checkpoints_are_kept(tmp_path, course
 def test_a_run_with_every_setting_that_failed_goes_on_with_the_same_numbers(tmp_path, course, tokenizer, tiny_model):
     def go(folder, epochs):
         def after_epoch(_model):
-            if len(list(folder.iterdir())) == epochs:
+            if len(list(folder.glob("checkpoint-*"))) == epochs:
                 raise StoppedError
             return {}
 

@@ -22,7 +22,18 @@ QUICK = SCALES["quick"]
 SMALL = Experiment(
     name="small", train_size=8, evaluations={"few": EvalSet(limit=4)}, epochs=3, batch_size=4, probe_size=0
 )
-BAR = r"sys.stderr.write('\rtraining:  %d%%|##  | %d/10 [00:01<00:09]' % (n * 10, n)); sys.stderr.flush()"
+PRETEND = """
+import json, pathlib, signal, sys, time
+description, folder = map(pathlib.Path, sys.argv[1:])
+file = folder / json.loads(description.read_text())["name"] / "checkpoints" / "progress.json"
+file.parent.mkdir(parents=True, exist_ok=True)
+
+def reach(step, stage="training"):
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps({"stage": stage, "step": step, "steps": 10, "epoch": step / 10, "loss": None}))
+    new.replace(file)
+
+"""
 
 
 def words(shown: str) -> str:
@@ -41,8 +52,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Runs this Python code instead of an experiment."""
 
     def replace(code: str) -> None:
-        command = [sys.executable, "-c", f"import sys, time, signal\n{code}"]
-        monkeypatch.setattr(trainer, "_command", lambda description, folder: command)
+        command = [sys.executable, "-c", PRETEND + code]
+        monkeypatch.setattr(trainer, "_command", lambda description, folder: [*command, str(description), str(folder)])
 
     return replace
 
@@ -101,8 +112,8 @@ def test_the_inputs_are_what_is_trained(panel: TrainerPanel) -> None:
 
 
 # ---- processes that pretend ------------------------------------------------------------------------------------
-def test_progress_and_what_is_left_come_from_the_bar(panel: TrainerPanel, pretend: Callable[[str], None]) -> None:
-    pretend(f"for n in range(1, 10):\n {BAR}\n time.sleep(.2)\ntime.sleep(60)")
+def test_progress_and_what_is_left_come_from_the_runs_file(panel: TrainerPanel, pretend: Callable[[str], None]) -> None:
+    pretend("for n in range(1, 10):\n reach(n)\n time.sleep(.2)\ntime.sleep(60)")
     panel.start.click()
     until(lambda: "step 9 of 10" in panel.status.value)
     assert panel.job
@@ -119,10 +130,32 @@ def test_progress_and_what_is_left_come_from_the_bar(panel: TrainerPanel, preten
     assert "stopped; no epoch was complete" in panel.status.value
 
 
+def test_after_the_last_step_questions_are_answered(panel: TrainerPanel, pretend: Callable[[str], None]) -> None:
+    pretend("reach(10, 'trained'); time.sleep(60)")
+    panel.start.click()
+    until(lambda: "trained; answering the validation questions" in panel.status.value)
+    assert panel.bar.value == 1
+    assert "State: scoring" in panel.to_html()
+    panel.stop.click()
+
+
+def test_what_an_earlier_training_said_is_forgotten(
+    panel: TrainerPanel, pretend: Callable[[str], None], tmp_path: Path
+) -> None:
+    pretend("time.sleep(60)")
+    checkpoint(tmp_path / panel.experiment().name, 10, 1.0)
+    said = tmp_path / panel.experiment().name / "checkpoints" / "progress.json"
+    said.write_text('{"stage": "training", "step": 7, "steps": 10, "epoch": 0.7, "loss": 1.5}')
+    panel.start.click()
+    until(lambda: "starting: loading libraries and data" in panel.status.value)
+    assert panel.bar.value == pytest.approx(1 / 3), "what is kept"
+    panel.stop.click()
+
+
 def test_a_process_that_does_not_want_to_end_is_ended_within_two_seconds(
     panel: TrainerPanel, pretend: Callable[[str], None], tmp_path: Path
 ) -> None:
-    pretend(f"signal.signal(signal.SIGTERM, signal.SIG_IGN); n = 3; {BAR}; time.sleep(60)")
+    pretend("signal.signal(signal.SIGTERM, signal.SIG_IGN); reach(3); time.sleep(60)")
     home = tmp_path / panel.experiment().name
     checkpoint(home, 10, 1.0)
     checkpoint(home, 20, 2.0)
