@@ -75,12 +75,11 @@ explain_old_names()
 
 
 def __getattr__(name: str) -> Any:
-    """A name of the table above, loaded now (PEP 562)."""
+    """A name of the table above, looked up in its module each time (PEP 562)."""
     if name not in _DEFINED_IN:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     module = import_module(f"{__name__}.{_DEFINED_IN[name]}")
-    globals()[name] = module if module.__name__.endswith(f".{name}") else getattr(module, name)
-    return globals()[name]
+    return module if module.__name__.endswith(f".{name}") else getattr(module, name)
 
 
 def __dir__() -> list[str]:
