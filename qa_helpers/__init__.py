@@ -30,15 +30,8 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds it to _DEFINED_
     from qa_helpers.course.first_cell import prepare
     from qa_helpers.data.squad import load_qa
     from qa_helpers.data.windows import make_windows
-    from qa_helpers.evaluation.span_answers import (
-        answer,
-        contained,
-        evaluate,
-        exact_match,
-        f1,
-        normalize_answer,
-        string_equality,
-    )
+    from qa_helpers.evaluation.metrics import contained, evaluate, exact_match, f1, normalize_answer, string_equality
+    from qa_helpers.evaluation.span_answers import answer
     from qa_helpers.evaluation.statistics import bootstrap_mean, mcnemar, paired_difference
     from qa_helpers.experiment.catalogue import SCALES, current_scale, method, replay
     from qa_helpers.experiment.record import change, paired_columns
@@ -59,7 +52,8 @@ _DEFINED_IN = {
         "course.first_cell": "prepare",
         "data.squad": "load_qa",
         "data.windows": "make_windows",
-        "evaluation.span_answers": "answer contained evaluate exact_match f1 normalize_answer string_equality",
+        "evaluation.metrics": "contained evaluate exact_match f1 normalize_answer string_equality",
+        "evaluation.span_answers": "answer",
         "evaluation.statistics": "bootstrap_mean mcnemar paired_difference",
         "experiment.catalogue": "SCALES current_scale method replay",
         "experiment.record": "change paired_columns",

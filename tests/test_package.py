@@ -189,9 +189,10 @@ def test_the_package_is_imported_within_half_a_second_without_torch():
     assert statistics.median(seconds) < 0.5
 
 
-def test_reading_data_loads_neither_torch_nor_transformers():
+@pytest.mark.parametrize("module", ["data.squad", "evaluation.metrics"])
+def test_reading_data_and_scoring_text_load_neither_torch_nor_transformers(module):
     heavy = "{'torch', 'transformers', 'datasets'}"
-    program = f"import sys, qa_helpers.data.squad; print({heavy} & set(sys.modules) or 'none')"
+    program = f"import sys, qa_helpers.{module}; print({heavy} & set(sys.modules) or 'none')"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "none"
 

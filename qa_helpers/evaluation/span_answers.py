@@ -1,11 +1,5 @@
-"""Answers from a model and what they are worth: the span search, the official SQuAD metric and its relatives.
+"""Answers from a model with a span head: the best allowed span of a passage, found exactly."""
 
-Source of exact match and F1: Rajpurkar et al. 2016, arXiv:1606.05250, and its evaluate-v1.1.py.
-"""
-
-import re
-import string
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +10,7 @@ from torch import nn
 
 from qa_helpers.common.device import autocast, evaluation_mode, progress_bar
 from qa_helpers.common.io import ModelError
-from qa_helpers.data.rows import DataError, check_rows, given_answers, matched, row_id
+from qa_helpers.data.rows import check_rows, row_id
 from qa_helpers.data.windows import MAX_LENGTH, STRIDE, Window, make_windows
 
 MAX_ANSWER_TOKENS = 30  # the usual limit; SQuAD answers of the validation set have a median of 2 words
@@ -261,113 +255,3 @@ def merge_spans(
         if len(best) == n_best:
             break
     return list(best.values())
-
-
-# ---- metrics ---------------------------------------------------------------------------------------------------
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and extra white space: what the official metric compares."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def string_equality(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether the prediction equals the *first* given answer but for case: a naive "accuracy"."""
-    return prediction.lower() == answers[0].lower()
-
-
-def exact_match(prediction: str, answers: Sequence[str]) -> bool:
-    """Official exact match (EM): normalised equality with any given answer."""
-    return any(normalize_answer(prediction) == normalize_answer(answer) for answer in answers)
-
-
-def f1(prediction: str, answers: Sequence[str]) -> float:
-    """Official F1: harmonic mean of the precision and recall of normalised words, the best over the given answers.
-
-    Between two texts that are both empty once normalised ("the", "a!") it is 0, although their exact match is 1: so
-    evaluate-v1.1.py has it. SQuAD 2.0's script and torchmetrics give 1 there.
-    """
-    return max(_f1(normalize_answer(prediction).split(), normalize_answer(answer).split()) for answer in answers)
-
-
-def _f1(prediction: list[str], answer: list[str]) -> float:
-    shared = (Counter(prediction) & Counter(answer)).total()
-    if shared == 0:
-        return 0.0
-    precision, recall = shared / len(prediction), shared / len(answer)
-    return 2 * precision * recall / (precision + recall)
-
-
-def contained(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether a given answer, normalised, stands in the prediction as whole words."""
-    text = f" {normalize_answer(prediction)} "
-    return any(f" {answer} " in text for answer in map(normalize_answer, answers) if answer)
-
-
-CATEGORIES = {
-    "exact": "equals a given answer, normalised",
-    "too long": "holds a given answer and more words",
-    "too short": "is part of a given answer",
-    "overlap": "shares words with a given answer",
-    "elsewhere": "shares no word with any given answer",
-    "empty": "is empty once normalised",
-}
-
-
-def error_category(prediction: str, answers: Sequence[str]) -> str:
-    """How a prediction relates to the given answers: the first key of `CATEGORIES` that fits."""
-    text = normalize_answer(prediction)
-    if exact_match(prediction, answers):
-        return "exact"
-    if not text:
-        return "empty"
-    if contained(prediction, answers):
-        return "too long"
-    if any(f" {text} " in f" {normalize_answer(answer)} " for answer in answers):
-        return "too short"
-    return "overlap" if f1(prediction, answers) > 0 else "elsewhere"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One question's prediction and what each metric says of it."""
-
-    id: str
-    prediction: str
-    confidence: float
-    string_equality: bool
-    exact_match: bool
-    f1: float
-    contained: bool
-    category: str
-
-
-def evaluate(predictions: Iterable[Prediction], rows: Iterable[dict[str, Any]]) -> list[Result]:
-    """Score predictions against the rows they answer, in the rows' order.
-
-    Raises:
-        DataError: if predictions and rows are not of the same questions, or a row gives no answer.
-    """
-    results = []
-    for place, (prediction, row) in enumerate(matched(predictions, rows)):
-        id = row_id(row, place)
-        if prediction.id != id:
-            raise DataError(
-                f"prediction of question '{prediction.id}' stands at question '{id}'; put both in the same order"
-            )
-        text, answers = prediction.text, given_answers(row, f"question '{id}'")
-        results.append(
-            Result(
-                id=prediction.id,
-                prediction=text,
-                confidence=prediction.confidence,
-                string_equality=string_equality(text, answers),
-                exact_match=exact_match(text, answers),
-                f1=f1(text, answers),
-                contained=contained(text, answers),
-                category=error_category(text, answers),
-            )
-        )
-    return results

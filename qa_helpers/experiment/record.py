@@ -193,7 +193,7 @@ class Score(StrictModel):
 
 
 class Scores(StrictModel):
-    """The metrics of `qa_helpers.evaluation.span_answers` on one evaluation set."""
+    """The metrics of `qa_helpers.evaluation.metrics` on one evaluation set."""
 
     questions: Positive
     string_equality: Score
@@ -330,9 +330,7 @@ class Run(StrictModel):
     epochs: list[Epoch]
     scores: dict[str, Scores]  # by evaluation set
     indices: dict[str, list[int]]  # by evaluation set: its questions' places in `questions`
-    ladder: dict[
-        str, dict[str, Count]
-    ] = {}  # by evaluation set, what made answers right, see `diagnosis.metric_ladder`
+    ladder: dict[str, dict[str, Count]] = {}  # by evaluation set, what made answers right, see `metrics.metric_ladder`
     questions: Questions
     retrieval: Retrieval | None = None
     timing: Timing

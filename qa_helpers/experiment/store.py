@@ -37,9 +37,9 @@ from qa_helpers.data.cloze import load_cloze
 from qa_helpers.data.squad import fingerprint, load_qa, sample_indices
 from qa_helpers.data.windows import make_windows, training_features
 from qa_helpers.evaluation import span_answers, written_answers
-from qa_helpers.evaluation.diagnosis import metric_ladder
+from qa_helpers.evaluation.metrics import Result, evaluate, metric_ladder
 from qa_helpers.evaluation.retrieval import retrieval_ranks
-from qa_helpers.evaluation.span_answers import Answers, Result, evaluate
+from qa_helpers.evaluation.span_answers import Answers
 from qa_helpers.evaluation.statistics import PERCENT_BOUNDS, bootstrap_mean
 from qa_helpers.experiment.lineage import ancestors, average_weights, changed_ancestors, load_run, starting_point
 from qa_helpers.experiment.record import (

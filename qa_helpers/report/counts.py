@@ -2,7 +2,7 @@
 
 It says that answers were wrong for a missing article; so its "accuracy" was neither official EM nor *contained*, which
 forgive one. Left are comparisons of strings and of positions, with one of several given answers or with any of them.
-Case is forgiven throughout, as `span_answers.string_equality` does: the report's own answers are in lower case.
+Case is forgiven throughout, as `metrics.string_equality` does: the report's own answers are in lower case.
 
 A record holds what was answered, not where. Where that text stands several times in its passage, its position is known
 within bounds only. And a training loop's "accuracy" of positions may take each end's likeliest token by itself, while

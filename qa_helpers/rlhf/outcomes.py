@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qa_helpers.evaluation.span_answers import exact_match, f1
+from qa_helpers.evaluation.metrics import exact_match, f1
 from qa_helpers.rlhf.policy import exact_kl, expectation, to_span
 from qa_helpers.rlhf.preferences import agreement
 from qa_helpers.rlhf.reference import Reference, ReferenceBatch, collate

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from qa_helpers.data.rows import given_answers
-from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS, f1
+from qa_helpers.evaluation.metrics import f1
+from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
 from qa_helpers.rlhf.policy import Question, sample, to_action, to_span
 
 MARGIN = 0.2  # of agreement: a word more or less in a long answer is no preference

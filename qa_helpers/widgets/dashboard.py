@@ -9,7 +9,7 @@ import ipywidgets
 from matplotlib.figure import Figure
 
 from qa_helpers.common.io import CourseError
-from qa_helpers.evaluation.span_answers import CATEGORIES
+from qa_helpers.evaluation.metrics import CATEGORIES
 from qa_helpers.experiment.record import METRICS, RecordError, Run
 from qa_helpers.experiment.store import load_records
 from qa_helpers.widgets.look import Shown, block, labelled, paragraph, picture, problem

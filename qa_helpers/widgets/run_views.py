@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qa_helpers.data.squad import load_qa
-from qa_helpers.evaluation.diagnosis import load_card
+from qa_helpers.evaluation.metrics import load_card
 from qa_helpers.evaluation.statistics import Interval, mcnemar, paired_difference
 from qa_helpers.experiment.record import METRICS, RecordError, Run, Scores, paired_columns
 from qa_helpers.report.plots import COLOURS
@@ -69,7 +69,7 @@ class WrongAnswer:
     prediction: str
     answers: tuple[str, ...] | None
     confidence: float  # 0 to 1
-    category: str  # of `span_answers.CATEGORIES`
+    category: str  # of `metrics.CATEGORIES`
 
 
 def wrong_answers(

@@ -78,24 +78,24 @@ _DATA = [
 _EVALUATION = [
     Fault(
         "EM without normalisation",
-        "qa_helpers/evaluation/span_answers.py",
+        "qa_helpers/evaluation/metrics.py",
         "any(normalize_answer(prediction) == normalize_answer(answer) for answer in answers)",
         "any(prediction == answer for answer in answers)",
-        "tests/evaluation/test_span_answers.py::test_every_metric_and_category",
+        "tests/evaluation/test_metrics.py::test_every_metric_and_category",
     ),
     Fault(
         "articles are compared",
-        "qa_helpers/evaluation/span_answers.py",
+        "qa_helpers/evaluation/metrics.py",
         '_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION))',
         "text.lower().translate(_PUNCTUATION)",
-        "tests/evaluation/test_span_answers.py::test_normalising",
+        "tests/evaluation/test_metrics.py::test_normalising",
     ),
     Fault(
         "F1 with the given answer that fits least",
-        "qa_helpers/evaluation/span_answers.py",
+        "qa_helpers/evaluation/metrics.py",
         "return max(_f1(",
         "return min(_f1(",
-        "tests/evaluation/test_span_answers.py::test_every_metric_and_category",
+        "tests/evaluation/test_metrics.py::test_every_metric_and_category",
     ),
     Fault(
         "spans may end on the question",
@@ -113,10 +113,10 @@ _EVALUATION = [
     ),
     Fault(
         "people are scored against their own answer, too",
-        "qa_helpers/evaluation/diagnosis.py",
+        "qa_helpers/evaluation/metrics.py",
         "given[:i] + given[i + 1 :]",
         "given",
-        "tests/evaluation/test_diagnosis.py::test_annotators_are_scored_against_the_others",
+        "tests/evaluation/test_metrics.py::test_annotators_are_scored_against_the_others",
     ),
     Fault(
         "padding counts in an embedding",

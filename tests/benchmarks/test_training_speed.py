@@ -33,7 +33,8 @@ from transformers import (
 from qa_helpers.common.device import default_device, has_native_bf16, quiet, set_seed
 from qa_helpers.data.squad import load_qa
 from qa_helpers.data.windows import MAX_LENGTH, make_windows, training_features
-from qa_helpers.evaluation.span_answers import answer, evaluate
+from qa_helpers.evaluation.metrics import evaluate
+from qa_helpers.evaluation.span_answers import answer
 from qa_helpers.evaluation.statistics import bootstrap_mean, paired_difference
 from qa_helpers.model.load import load_qa_model, load_tokenizer, resolve
 from qa_helpers.training.trainer import Settings, train

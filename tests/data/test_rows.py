@@ -15,9 +15,9 @@ from qa_helpers.data.cloze import cloze_questions
 from qa_helpers.data.squad import DataError
 from qa_helpers.data.windows import make_windows
 from qa_helpers.evaluation import span_answers, written_answers
-from qa_helpers.evaluation.diagnosis import human_ceiling, metric_ladder, score_without_one
+from qa_helpers.evaluation.metrics import evaluate, human_ceiling, metric_ladder, score_without_one
 from qa_helpers.evaluation.retrieval import embed, retrieval_ranks
-from qa_helpers.evaluation.span_answers import Prediction, answer, evaluate
+from qa_helpers.evaluation.span_answers import Prediction, answer
 from qa_helpers.experiment.record import EvalSet, Experiment
 from qa_helpers.experiment.store import run_experiment
 from qa_helpers.rlhf.policy import one_window

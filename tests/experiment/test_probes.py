@@ -3,7 +3,8 @@
 import pytest
 
 from qa_helpers.data.squad import load_qa, sample_indices
-from qa_helpers.evaluation.span_answers import answer, evaluate
+from qa_helpers.evaluation.metrics import evaluate
+from qa_helpers.evaluation.span_answers import answer
 from qa_helpers.experiment import store
 from qa_helpers.experiment.record import EvalSet, Experiment
 

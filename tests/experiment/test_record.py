@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qa_helpers.common.io import CourseError
-from qa_helpers.evaluation.diagnosis import LADDER, REST
+from qa_helpers.evaluation.metrics import LADDER, REST
 from qa_helpers.evaluation.statistics import Interval
 from qa_helpers.experiment.record import (
     EvalSet,

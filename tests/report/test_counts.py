@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from qa_helpers.__main__ import main
 from qa_helpers.common.io import project_folder
 from qa_helpers.data.squad import DataError, load_qa
-from qa_helpers.evaluation.diagnosis import load_card
+from qa_helpers.evaluation.metrics import load_card
 from qa_helpers.experiment.record import RecordError, read_record
 from qa_helpers.experiment.store import load_records
 from qa_helpers.report.counts import (

@@ -9,7 +9,8 @@ import pytest
 import torch
 from rlhf_toys import made_up_question, made_up_references, normal, random_policy
 
-from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS, answer, evaluate
+from qa_helpers.evaluation.metrics import evaluate
+from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS, answer
 from qa_helpers.rlhf import updates
 from qa_helpers.rlhf.losses import dpo_loss
 from qa_helpers.rlhf.outcomes import BATCH_SIZE, outcome

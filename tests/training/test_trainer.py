@@ -14,7 +14,8 @@ from transformers import DataCollatorWithPadding
 
 from qa_helpers.common.device import default_device, set_seed
 from qa_helpers.data.windows import make_windows, training_features
-from qa_helpers.evaluation.span_answers import answer, evaluate
+from qa_helpers.evaluation.metrics import evaluate
+from qa_helpers.evaluation.span_answers import answer
 from qa_helpers.experiment.record import EvalSet, Experiment, read_record
 from qa_helpers.experiment.store import run_experiment
 from qa_helpers.model.load import load_qa_model

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from qa_helpers.data.squad import load_qa
-from qa_helpers.evaluation.diagnosis import load_card
+from qa_helpers.evaluation.metrics import load_card
 from qa_helpers.experiment.record import RecordError, Run, change, read_record
 from qa_helpers.report.plots import COLOURS
 from qa_helpers.widgets import run_views

@@ -19,7 +19,7 @@ from torch import nn
 from qa_helpers.common.device import default_device, progress_bar, quiet, set_seed
 from qa_helpers.common.io import ModelError
 from qa_helpers.data.squad import DataError
-from qa_helpers.evaluation.span_answers import exact_match, f1
+from qa_helpers.evaluation.metrics import exact_match, f1
 from qa_helpers.evaluation.written_answers import (
     MAX_NEW_TOKENS,
     MAX_PROMPT,

@@ -1,19 +1,136 @@
-"""What a score is made of: which leniency of the metric made an answer right, and how well people agree themselves."""
+"""What an answer is worth: the official SQuAD metric and its relatives, how lenient each is, and how people score.
+
+Source of exact match and F1: Rajpurkar et al. 2016, arXiv:1606.05250, and its evaluate-v1.1.py.
+"""
 
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qa_helpers.common.io import read_json
 from qa_helpers.data.rows import DataError, given_answers, matched, row_id
-from qa_helpers.data.squad import ASSETS, fingerprint
-from qa_helpers.evaluation.span_answers import contained, exact_match, f1, string_equality
+from qa_helpers.data.squad import ASSETS
+
+if TYPE_CHECKING:  # metrics of text need no torch
+    from qa_helpers.evaluation.span_answers import Prediction
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------------
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and extra white space: what the official metric compares."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def string_equality(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether the prediction equals the *first* given answer but for case: a naive "accuracy"."""
+    return prediction.lower() == answers[0].lower()
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> bool:
+    """Official exact match (EM): normalised equality with any given answer."""
+    return any(normalize_answer(prediction) == normalize_answer(answer) for answer in answers)
+
+
+def f1(prediction: str, answers: Sequence[str]) -> float:
+    """Official F1: harmonic mean of the precision and recall of normalised words, the best over the given answers.
+
+    Between two texts that are both empty once normalised ("the", "a!") it is 0, although their exact match is 1: so
+    evaluate-v1.1.py has it. SQuAD 2.0's script and torchmetrics give 1 there.
+    """
+    return max(_f1(normalize_answer(prediction).split(), normalize_answer(answer).split()) for answer in answers)
+
+
+def _f1(prediction: list[str], answer: list[str]) -> float:
+    shared = (Counter(prediction) & Counter(answer)).total()
+    if shared == 0:
+        return 0.0
+    precision, recall = shared / len(prediction), shared / len(answer)
+    return 2 * precision * recall / (precision + recall)
+
+
+def contained(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether a given answer, normalised, stands in the prediction as whole words."""
+    text = f" {normalize_answer(prediction)} "
+    return any(f" {answer} " in text for answer in map(normalize_answer, answers) if answer)
+
+
+CATEGORIES = {
+    "exact": "equals a given answer, normalised",
+    "too long": "holds a given answer and more words",
+    "too short": "is part of a given answer",
+    "overlap": "shares words with a given answer",
+    "elsewhere": "shares no word with any given answer",
+    "empty": "is empty once normalised",
+}
+
+
+def error_category(prediction: str, answers: Sequence[str]) -> str:
+    """How a prediction relates to the given answers: the first key of `CATEGORIES` that fits."""
+    text = normalize_answer(prediction)
+    if exact_match(prediction, answers):
+        return "exact"
+    if not text:
+        return "empty"
+    if contained(prediction, answers):
+        return "too long"
+    if any(f" {text} " in f" {normalize_answer(answer)} " for answer in answers):
+        return "too short"
+    return "overlap" if f1(prediction, answers) > 0 else "elsewhere"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One question's prediction and what each metric says of it."""
+
+    id: str
+    prediction: str
+    confidence: float
+    string_equality: bool
+    exact_match: bool
+    f1: float
+    contained: bool
+    category: str
+
+
+def evaluate(predictions: Iterable["Prediction"], rows: Iterable[dict[str, Any]]) -> list[Result]:
+    """Score predictions against the rows they answer, in the rows' order.
+
+    Raises:
+        DataError: if predictions and rows are not of the same questions, or a row gives no answer.
+    """
+    results = []
+    for number, (prediction, row) in enumerate(matched(predictions, rows)):
+        id = row_id(row, number)
+        if prediction.id != id:
+            raise DataError(
+                f"prediction of question '{prediction.id}' stands at question '{id}'; put both in the same order"
+            )
+        text, answers = prediction.text, given_answers(row, f"question '{id}'")
+        results.append(
+            Result(
+                id=prediction.id,
+                prediction=text,
+                confidence=prediction.confidence,
+                string_equality=string_equality(text, answers),
+                exact_match=exact_match(text, answers),
+                f1=f1(text, answers),
+                contained=contained(text, answers),
+                category=error_category(text, answers),
+            )
+        )
+    return results
+
 
 # ---- the metric, step by step ----------------------------------------------------------------------------------
 # An article between white space, and the white space after it. The official metric also takes "the" out of "the-cat",
@@ -82,7 +199,7 @@ def human_ceiling(rows: Iterable[dict[str, Any]]) -> Agreement:
         DataError: if no question has two answers, or one has none.
     """
     rows = list(rows)
-    return _without_one(rows, [_given(row, place) for place, row in enumerate(rows)])
+    return _without_one(rows, [_given(row, number) for number, row in enumerate(rows)])
 
 
 def score_without_one(predictions: Iterable[str], rows: Iterable[dict[str, Any]]) -> Agreement:
@@ -92,23 +209,23 @@ def score_without_one(predictions: Iterable[str], rows: Iterable[dict[str, Any]]
         DataError: if no question has two answers, one has none, or there are not as many predictions as rows.
     """
     rows = list(rows)
-    texts = [[text] * len(_given(row, place)) for place, (text, row) in enumerate(matched(predictions, rows))]
+    texts = [[text] * len(_given(row, number)) for number, (text, row) in enumerate(matched(predictions, rows))]
     return _without_one(rows, texts)
 
 
-def _given(row: dict[str, Any], place: int) -> list[str]:
-    return given_answers(row, f"question '{row_id(row, place)}'")
+def _given(row: dict[str, Any], number: int) -> list[str]:
+    return given_answers(row, f"question '{row_id(row, number)}'")
 
 
 def _without_one(rows: Sequence[dict[str, Any]], guesses: Sequence[Sequence[str]]) -> Agreement:
     """Scores of each row's guesses, the i-th against all given answers but the i-th."""
     ids, em, word_overlap = [], [], []
-    for place, (row, texts) in enumerate(zip(rows, guesses, strict=True)):
-        given = _given(row, place)
+    for number, (row, texts) in enumerate(zip(rows, guesses, strict=True)):
+        given = _given(row, number)
         if len(given) < 2:
             continue
         pairs = [(text, given[:i] + given[i + 1 :]) for i, text in enumerate(texts)]
-        ids.append(row_id(row, place))
+        ids.append(row_id(row, number))
         em.append(np.mean([exact_match(*pair) for pair in pairs]))
         word_overlap.append(np.mean([f1(*pair) for pair in pairs]))
     if not ids:
@@ -131,25 +248,6 @@ class DataCard(BaseModel):
     def titles(self) -> list[str]:
         """The article of each question, in the set's order."""
         return [title for title, count in self.articles for _ in range(count)]
-
-
-def data_card(rows: Any) -> DataCard:
-    """The card of a validation set, as `load_qa` gives it."""
-    people = human_ceiling(rows)
-    em, word_overlap = (
-        dict(zip(people.id, people.exact_match, strict=True)),
-        dict(zip(people.id, people.f1, strict=True)),
-    )
-
-    def percent(scores: dict[str, float]) -> list[float | None]:
-        return [round(100 * float(scores[id]), 2) if id in scores else None for id in rows["id"]]
-
-    return DataCard(
-        fingerprint=fingerprint(rows),
-        articles=[(title, len(list(group))) for title, group in groupby(rows["title"])],
-        human_exact_match=percent(em),
-        human_f1=percent(word_overlap),
-    )
 
 
 def load_card(name: str = "squad", folder: Path = ASSETS) -> DataCard:
