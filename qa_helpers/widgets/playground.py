@@ -21,7 +21,7 @@ from qa_helpers.data.rows import DataError, check_text, is_blank
 from qa_helpers.data.squad import load_qa
 from qa_helpers.data.windows import Window, make_windows
 from qa_helpers.evaluation.span_answers import Span, best_spans, merge_spans, passage_mask, window_logits
-from qa_helpers.experiment.record import RecordError, read_experiment
+from qa_helpers.experiment.spec import RecordError, read_experiment
 from qa_helpers.experiment.store import load_trained, runs_folder
 from qa_helpers.model import load
 from qa_helpers.widgets.look import Mark, Shown, block, button, labelled, paragraph, passage, problem, table
