@@ -12,8 +12,9 @@ from pydantic import Field, InstanceOf, field_validator, model_validator
 
 from qa_helpers.common.io import read_json
 from qa_helpers.data.squad import ASSETS
-from qa_helpers.evaluation.statistics import PERCENT_BOUNDS, Interval, bootstrap_mean, exact_mean
-from qa_helpers.experiment.questions import Questions
+from qa_helpers.evaluation.statistics import PERCENT_BOUNDS, bootstrap_mean
+from qa_helpers.experiment.questions import Questions, known_questions
+from qa_helpers.experiment.scores import METRICS, ROUNDING, Percent, Score, Scores, check_score
 from qa_helpers.experiment.spec import (
     Count,
     Experiment,
@@ -26,45 +27,8 @@ from qa_helpers.experiment.spec import (
     training_in_words,
 )
 
-METRICS = ("string_equality", "exact_match", "f1", "contained")
-ROUNDING = dict.fromkeys(METRICS, 0.0051) | {"f1": 0.0101}  # percent: scores have two decimals, F1 of a question four
-
-Percent = Annotated[float, Field(ge=0, le=100)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-
-
-class Score(StrictModel):
-    """A mean over questions with its 95 % interval, in percent, see `statistics.bootstrap_mean`."""
-
-    value: Percent
-    low: Percent
-    high: Percent
-
-    @classmethod
-    def of(cls, interval: Interval) -> "Score":
-        """From an interval, to two decimals."""
-        return cls(**{end: round(number, 2) for end, number in interval._asdict().items()})
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "Score":
-        if not self.low <= self.value <= self.high:
-            raise ValueError(f"the value {self.value} is not within its interval")
-        return self
-
-    def __str__(self) -> str:
-        """Such as `38.8 [32.0, 45.6]`."""
-        return str(Interval(self.value, self.low, self.high))
-
-
-class Scores(StrictModel):
-    """The metrics of `qa_helpers.evaluation.metrics` on one evaluation set."""
-
-    questions: Positive
-    string_equality: Score
-    exact_match: Score
-    f1: Score
-    contained: Score
 
 
 class ProbeScores(StrictModel):
@@ -199,7 +163,8 @@ class Recorded(StrictModel):
 
     @model_validator(mode="after")
     def _fits_the_experiment(self) -> "Recorded":
-        chosen_questions(self.experiment, self.validation_size)  # if there are so many
+        chosen, _ = chosen_questions(self.experiment, self.validation_size)
+        known_questions(self.fingerprints.eval, chosen)  # if the course knows the fingerprint, it is that of these
         numbers, trained = [epoch.epoch for epoch in self.epochs], self.experiment.epochs
         if numbers not in ([], list(range(1, trained + 1))):
             raise ValueError(f"epochs: the numbers of the epochs are not 1 to {trained}, one after another")
@@ -226,9 +191,7 @@ class Run(Recorded):
                 raise ValueError(f"scores.{name}: are of {scores.questions} questions, not {len(indices[name])}")
             asked = np.asarray(indices[name])
             for metric in METRICS:
-                _check_score(
-                    getattr(scores, metric), values[metric][asked], ROUNDING[metric], f"scores.{name}.{metric}"
-                )
+                check_score(getattr(scores, metric), values[metric][asked], ROUNDING[metric], f"scores.{name}.{metric}")
         ranks = self.questions.rank_before, self.questions.rank_after
         if {value is not None for value in (self.passages, *ranks)} != {self.experiment.retrieval}:
             raise ValueError("passages: retrieval was not measured as the experiment says")
@@ -281,29 +244,6 @@ class Run(Recorded):
             raise RecordError(f"'{self.experiment.name}' kept no mean loss from optimizer step {first} to {last}")
         inside = (steps[1:] > first) & (steps[1:] <= last)
         return float(np.average(values[inside], weights=np.diff(steps)[inside]))
-
-
-def _check_score(score: Score, values: np.ndarray, rounding: float, where: str) -> None:
-    """See that a score is what `bootstrap_mean` can have made of these values, in percent.
-
-    The interval's ends are quantiles of resampled means, which lie near those of a normal distribution; beside them,
-    since few values that differ from the rest make the means skewed, and the quantiles of `RESAMPLES` draws scatter by
-    0.06 standard errors.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    mean = float(values.mean())
-    if abs(mean - score.value) > rounding:
-        raise ValueError(f"{where}: is not the mean of its questions, {mean:.2f}")
-    exact = exact_mean(values, bounds=PERCENT_BOUNDS)
-    if exact:
-        expected, slack = exact, 0.02 + 0.02 * (exact.high - exact.low)
-    else:
-        error = float(values.std()) / len(values) ** 0.5
-        expected, slack = Interval(mean, mean - 1.96 * error, mean + 1.96 * error), 0.5 * error + 100 / len(values)
-    if max(abs(score.low - expected.low), abs(score.high - expected.high)) > slack:
-        raise ValueError(f"{where}: the interval is not that of its questions, about {expected}")
 
 
 def paired_columns(

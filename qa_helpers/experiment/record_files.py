@@ -13,7 +13,8 @@ from qa_helpers.common.io import project_folder, read_json, user_path, write_tog
 from qa_helpers.data.rows import short
 from qa_helpers.data.squad import ASSETS
 from qa_helpers.evaluation.metrics import f1, relation
-from qa_helpers.experiment.questions import KnownQuestions, known_questions, read_questions, to_parquet
+from qa_helpers.experiment.answers_file import read_questions, to_parquet
+from qa_helpers.experiment.questions import KnownQuestions, known_questions
 from qa_helpers.experiment.record import Recorded, Run
 from qa_helpers.experiment.spec import RecordError, chosen_questions, naming, parse
 

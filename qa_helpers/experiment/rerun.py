@@ -10,9 +10,10 @@ import numpy as np
 
 from qa_helpers.common.io import project_folder
 from qa_helpers.evaluation.statistics import PERCENT_BOUNDS, bootstrap_mean
-from qa_helpers.experiment.record import METRICS, Retrieval, Run, Score, Scores, paired_columns
+from qa_helpers.experiment.record import Retrieval, Run, paired_columns
 from qa_helpers.experiment.record_files import RUN, check_answers, load_records, read_record
 from qa_helpers.experiment.run import fingerprints, load_rows
+from qa_helpers.experiment.scores import METRICS, Score, Scores
 from qa_helpers.experiment.spec import RecordError
 from qa_helpers.experiment.store import check_work, run_experiment, runs_folder
 from qa_helpers.model import load

@@ -28,7 +28,8 @@ from qa_helpers.evaluation.span_answers import Answers
 from qa_helpers.evaluation.statistics import PERCENT_BOUNDS, bootstrap_mean, exact_mean
 from qa_helpers.experiment.lineage import ancestors, average_weights, starting_point
 from qa_helpers.experiment.questions import Questions
-from qa_helpers.experiment.record import METRICS, Fingerprints, Run, Score, Scores, Timing
+from qa_helpers.experiment.record import Fingerprints, Run, Timing
+from qa_helpers.experiment.scores import METRICS, Score, Scores
 from qa_helpers.experiment.spec import Experiment, RecordError, chosen_questions
 from qa_helpers.model import load, trainable
 from qa_helpers.training import labels

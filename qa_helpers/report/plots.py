@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from qa_helpers.common.io import write_atomically
 from qa_helpers.data.windows import Window
 from qa_helpers.evaluation.statistics import Calibration
-from qa_helpers.experiment.record import Run, Score
+from qa_helpers.experiment.record import Run
+from qa_helpers.experiment.scores import Score
 from qa_helpers.experiment.spec import RecordError
 from qa_helpers.report.learning_curve import PowerLaw
 

@@ -244,7 +244,7 @@ _TRAINING = [
     ),
     Fault(
         "a record's scores need not be those of its questions",
-        "qa_helpers/experiment/record.py",
+        "qa_helpers/experiment/scores.py",
         "if abs(mean - score.value) > rounding:",
         "if abs(mean - score.value) > 100:",
         "tests/experiment/test_record.py::test_a_broken_record_gives_one_sentence_that_names_the_field",

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from qa_helpers.common.io import CourseError
 from qa_helpers.evaluation.metrics import LADDER, REST
 from qa_helpers.evaluation.statistics import Interval, bootstrap_mean
-from qa_helpers.experiment.record import Recorded, Retrieval, Run, Score, paired_columns, unread_ids
+from qa_helpers.experiment.record import Recorded, Retrieval, Run, paired_columns, unread_ids
 from qa_helpers.experiment.record_files import read_record, write_record
+from qa_helpers.experiment.scores import Score
 from qa_helpers.experiment.spec import EvalSet, Experiment, RecordError, change, read_experiment
 from qa_helpers.report.tables import format_report, replace_report
 
@@ -411,6 +412,10 @@ FAULTS = {  # what is wrong: (how it comes about, what the message must say)
     "a set of scores missing": (at("scores", first=...), ("scores: these are not of the experiment's evaluations",)),
     "negative seconds": (at("timing", train_seconds=-1), ("timing.train_seconds: ",)),
     "a fingerprint that is a number": (at("fingerprints", train=5), ("fingerprints.train: ", "string")),
+    "a known fingerprint of other questions": (
+        at("fingerprints", eval="591375b3c70d0190"),
+        ("run.json: the file: ", "591375b3c70d0190 is of other questions of courseqa than are asked"),
+    ),
     "a fingerprint that is none": (at("fingerprints", eval="[x](//example.org)"), ("fingerprints.eval: ", "pattern")),
     "a machine that is text": (at(machine="mine"), ("machine: ", "object")),
     "a lone surrogate": (at("machine", device_name="x\ud800"), (r"half a character, \ud800",)),

@@ -12,7 +12,6 @@ from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.experiment import record_files, store
 from qa_helpers.experiment import rerun as rerun_module
 from qa_helpers.experiment import run as run_module
-from qa_helpers.experiment.record import Score, Scores
 from qa_helpers.experiment.record_files import load_records, read_record, write_record
 from qa_helpers.experiment.rerun import (
     RERUN_SPREAD,
@@ -25,6 +24,7 @@ from qa_helpers.experiment.rerun import (
     rerun,
     rerun_tolerance,
 )
+from qa_helpers.experiment.scores import Score, Scores
 from qa_helpers.experiment.spec import RecordError, change
 from qa_helpers.experiment.store import run_experiment
 

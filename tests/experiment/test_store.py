@@ -212,7 +212,7 @@ def test_what_another_process_is_running_is_neither_run_nor_replaced(finished, l
     (folder / "finished" / "run.json").unlink()
     with pytest.raises(RecordError, match=words):
         run_experiment(run.experiment, folder)
-    assert sorted(os.listdir(folder / "finished")) == ["experiment.json", "model"]
+    assert sorted(os.listdir(folder / "finished")) == ["answers.parquet", "experiment.json", "model"]
     with pytest.raises(AssertionError, match="trained"):
         run_experiment(change(run.experiment, name="other"), folder)
     process.kill()

@@ -12,8 +12,9 @@ from qa_helpers.course.checks import check
 from qa_helpers.data.squad import load_qa
 from qa_helpers.data.windows import make_windows
 from qa_helpers.evaluation.statistics import expected_calibration
-from qa_helpers.experiment.record import Run, Score
+from qa_helpers.experiment.record import Run
 from qa_helpers.experiment.record_files import read_record
+from qa_helpers.experiment.scores import Score
 from qa_helpers.model.load import load_tokenizer
 from qa_helpers.report import plots
 from qa_helpers.report.learning_curve import power_law

@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 
 from qa_helpers.common.io import project_folder, read_json
 from qa_helpers.evaluation.statistics import UNBOUNDED, bootstrap_mean, win_rate
-from qa_helpers.experiment.record import Machine, Score
+from qa_helpers.experiment.record import Machine
+from qa_helpers.experiment.scores import Score
 from qa_helpers.experiment.spec import Count, Fraction, Line, Name, Positive, RecordError, Seed, StrictModel, parse
 
 FOLDER = "rlhf-language"  # in `records/`
