@@ -6,8 +6,10 @@ import pytest
 
 from qa_helpers.common.io import project_folder
 from qa_helpers.evaluation.metrics import relation
+from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.experiment import record_files
 from qa_helpers.experiment.record_files import check_answers, load_records, read_record, write_record
+from qa_helpers.experiment.scores import METRICS, Score
 from qa_helpers.experiment.spec import RecordError
 from qa_helpers.experiment.store import run_experiment
 
@@ -64,18 +66,16 @@ def test_a_runs_folder_of_before_says_which_commit_reads_it(quick, tmp_path):
 
 # ---- what answers are worth -------------------------------------------------------------------------------------
 def test_answers_to_courseqa_are_scored_again_when_they_are_read(quick, tmp_path):
-    """A wrong answer that claims to be one of an article's words: possible for another question, not for this one."""
+    """A wrong answer that is said to be right, with its F1 and the scores: only the given answers tell otherwise."""
     place = quick.questions.relation.index("elsewhere")
     forged = {name: [*getattr(quick.questions, name)] for name in ("relation", "f1")}
     forged["relation"][place], forged["f1"][place] = "equals the first answer", 1.0
     other = quick.questions.model_copy(update=forged)
-    scores = quick.scores["all"].model_copy(
-        update={
-            metric: score.model_copy(update={"value": round(100 * sum(getattr(other, metric)) / 206, 2)})
-            for metric, score in quick.scores["all"]
-            if metric != "questions"
-        }
-    )
+    means = {
+        metric: Score.of(bootstrap_mean([100.0 * value for value in getattr(other, metric)], bounds=(0, 100)))
+        for metric in METRICS
+    }
+    scores = quick.scores["all"].model_copy(update=means)
     write_record(quick.model_copy(update={"questions": other, "scores": {"all": scores}}), tmp_path)
     id = quick.questions.id[place]
     with pytest.raises(
