@@ -131,7 +131,8 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
         texts = whole.dictionary.to_pylist()
         return [texts[number] for number in whole.indices.to_pylist()]
     if pa.types.is_decimal(whole.type):
-        whole = pa.array(np.round(np.from_dlpack(whole.cast(pa.float64())), 4))
+        decimals: list[float] = np.round(np.from_dlpack(whole.cast(pa.float64())), 4).tolist()
+        return decimals
     values: list[Any] = whole.to_pylist()
     return values
 

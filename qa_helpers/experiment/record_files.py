@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from qa_helpers.common.io import project_folder, read_json, user_path, write_together
+from qa_helpers.common.moved import LAST_COMMIT
 from qa_helpers.data.rows import short
 from qa_helpers.data.squad import ASSETS
 from qa_helpers.evaluation.metrics import f1, relation
@@ -19,7 +20,6 @@ from qa_helpers.experiment.record import Recorded, Run
 from qa_helpers.experiment.spec import RecordError, chosen_questions, naming, parse
 
 RUN, ANSWERS = "run.json", "answers.parquet"
-LAST_COMMIT = "93802ce"  # the last one whose records are one JSON file each
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------
