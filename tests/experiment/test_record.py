@@ -108,7 +108,8 @@ def write_folder(folder, record):
     decimals = {"confidence", "f1"} & set(columns)
     table = {name: pa.array(column) for name, column in columns.items()}
     table |= {name: table[name].cast(pa.float64()).cast(pa.decimal128(5, 4)) for name in decimals}
-    table |= {name: table[name].cast(pa.int32()) for name in {"rank_before", "rank_after"} & set(columns)}
+    whole = [name for name, column in table.items() if pa.types.is_integer(column.type)]
+    table |= {name: table[name].cast(pa.int32()) for name in whole}
     pq.write_table(pa.table(table), folder / "answers.parquet")
     return folder
 
@@ -376,7 +377,7 @@ FAULTS = {  # what is wrong: (how it comes about, what the message must say)
     "a rank beyond the passages": (at("answers", rank_after=[1, 5, 1]), ("passages: ", "beyond these 4")),
     "a former rank beyond the passages": (at("answers", rank_before=[5, 1, 1]), ("passages: ", "beyond these 4")),
     "a rank of 0": (at("answers", rank_before=[1, 0, 1]), ("rank_before.1: ", "greater than or equal to 1")),
-    "half a rank": (at("answers", rank_after=["1", "1.5", "1"]), ("rank_after: ", "of the type string, not int32")),
+    "half a rank": (at("answers", rank_after=[1, 1.5, 1]), ("rank_after: ", "of the type double, not int32")),
     "ranks before missing": (at("answers", rank_before=...), ("passages: retrieval was not measured as",)),
     "ranks without passages": (at(passages=None), ("passages: retrieval was not measured as",)),
     "no passages": (at(passages=0), ("passages: ", "greater than or equal to 1")),

@@ -141,8 +141,9 @@ def test_a_start_whose_record_is_missing_or_refused_is_an_error(finished, tmp_pa
     warm = run.model_copy(update={"experiment": change(run.experiment, name="warm", start_from="finished")})
     write_record(warm, tmp_path / "warm")
     if changes:
-        changed = run.model_copy(update={"experiment": change(run.experiment, **changes)})
-        write_record(changed, tmp_path / "finished")
+        experiment = change(run.experiment, **changes)
+        epochs = run.epochs if experiment.epochs else []
+        write_record(run.model_copy(update={"experiment": experiment, "epochs": epochs}), tmp_path / "finished")
     with pytest.raises(RecordError, match=words):
         rerun(warm, tmp_path / "out", beside=tmp_path)
     assert not (tmp_path / "out").exists()
