@@ -162,7 +162,8 @@ if name == "warned":
     print("a warning", file=sys.stderr)
 time.sleep(600 if name == "endless" else 0.4)
 shutil.copy(template.parent / "answers.parquet", home)
-(home / "run.json").write_text(json.dumps(json.loads(template.read_text()) | {"experiment": experiment}))
+record = json.loads(template.read_text()) | {"experiment": experiment}
+(home / "run.json").write_text(json.dumps(record if experiment["epochs"] else record | {"epochs": []}))
 log("end")
 """
 
