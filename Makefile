@@ -54,9 +54,9 @@ notebooks: $(READY)  ## execute the notebooks and store their outputs in them
 	$(BIN)/python -m qa_helpers notebooks --refresh
 
 records: $(READY)  ## renew README's picture, its table and that of docs/results.md from records/
-	$(BIN)/python -m qa_helpers report records/class-[!ci]*.json --into docs/results.md  # ideas: see notebook 03
-	$(BIN)/python -m qa_helpers report --by-recipe $(foreach name,$(RECIPES),records/class-$(name)-seed*.json) --into README.md
-	$(BIN)/python -m qa_helpers report records/class-baseline-*.json --picture records/class-baseline.png > /dev/null
+	$(BIN)/python -m qa_helpers report records/class-[!ci]*/ --into docs/results.md  # ideas: see notebook 03
+	$(BIN)/python -m qa_helpers report --by-recipe $(foreach name,$(RECIPES),records/class-$(name)-seed*/) --into README.md
+	$(BIN)/python -m qa_helpers report records/class-baseline-*/ --picture records/class-baseline.png > /dev/null
 
 benchmark: $(READY)  ## measure speed and memory; prints tables
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s

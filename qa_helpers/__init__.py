@@ -34,8 +34,11 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds it to _DEFINED_
     from qa_helpers.evaluation.span_answers import answer
     from qa_helpers.evaluation.statistics import bootstrap_mean, mcnemar, paired_difference
     from qa_helpers.experiment.catalogue import SCALES, current_scale, method, replay
-    from qa_helpers.experiment.record import change, paired_columns
-    from qa_helpers.experiment.store import load_records, load_trained, run_experiment, runs_folder, score
+    from qa_helpers.experiment.record import paired_columns
+    from qa_helpers.experiment.record_files import load_records
+    from qa_helpers.experiment.run import score
+    from qa_helpers.experiment.spec import change
+    from qa_helpers.experiment.store import load_trained, run_experiment, runs_folder
     from qa_helpers.model.load import load_qa_model, load_tokenizer
     from qa_helpers.model.trainable import count_parameters, set_trainable
     from qa_helpers.report import plots
@@ -56,8 +59,11 @@ _DEFINED_IN = {
         "evaluation.span_answers": "answer",
         "evaluation.statistics": "bootstrap_mean mcnemar paired_difference",
         "experiment.catalogue": "SCALES current_scale method replay",
-        "experiment.record": "change paired_columns",
-        "experiment.store": "load_records load_trained run_experiment runs_folder score",
+        "experiment.record": "paired_columns",
+        "experiment.record_files": "load_records",
+        "experiment.run": "score",
+        "experiment.spec": "change",
+        "experiment.store": "load_trained run_experiment runs_folder",
         "model.load": "load_qa_model load_tokenizer",
         "model.trainable": "count_parameters set_trainable",
         "report.plots": "plots highlight",

@@ -59,7 +59,8 @@ def _drop_output() -> None:
 def _run_command(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     if getattr(options, "record", None):
-        check_writable(options.record)  # rather now than after the training
+        folder = options.command is run  # else the record is one file
+        check_writable(options.record / "run.json" if folder else options.record)  # rather than after the training
     return int(options.command(options))
 
 
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--list", action="store_true", help="list the experiments that have names")
     one.add_argument("--again", action="store_true", help="train again even if there is a result")
     one.add_argument("--folder", type=user_path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
-    one.add_argument("--record", type=user_path, help="also write the record to this file")
+    one.add_argument("--record", type=user_path, metavar="DIR", help="also write the record into this folder")
     many = add("sweep", sweep, "Run lists of experiments, several at a time; finished ones are read back.")
     words = "a JSON file: a list of experiments or their names; or a pattern of names, as 'class-size-*'"
     many.add_argument("lists", nargs="+", metavar="LIST", help=words)
@@ -126,7 +127,9 @@ def _positive(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Run one experiment and print its scores."""
     from qa_helpers.experiment.catalogue import named_experiments
-    from qa_helpers.experiment.record import RecordError, format_report, read_experiment, write_record
+    from qa_helpers.experiment.record_files import write_record
+    from qa_helpers.experiment.spec import RecordError, read_experiment
+    from qa_helpers.report.tables import format_report
 
     named = named_experiments()
     if options.list:
@@ -153,8 +156,8 @@ def run(options: argparse.Namespace) -> int:
 
 def sweep(options: argparse.Namespace) -> int:
     """Run lists of experiments and print a table of their scores; 1 if one failed."""
-    from qa_helpers.experiment.record import format_report
     from qa_helpers.experiment.sweep import read_experiments, run_sweep
+    from qa_helpers.report.tables import format_report
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by another program: as by Ctrl-C
     runs, failures = run_sweep(read_experiments(options.lists), options.folder, options.records, options.processes)
@@ -167,24 +170,25 @@ def sweep(options: argparse.Namespace) -> int:
 
 def rerun(options: argparse.Namespace) -> int:
     """Run records again; 1 if a score is off."""
-    from qa_helpers.experiment import store
-    from qa_helpers.experiment.record import read_record
+    from qa_helpers.experiment import rerun as again
+    from qa_helpers.experiment.record_files import read_record, record_folder
 
     worst = 0
     for record, path in [(read_record(path), path) for path in options.records]:
         print(f"{record.experiment.name}: what is run")
         print(f"  {record.experiment.model_dump_json(exclude={'name'})}", flush=True)  # before it is trained
-        _, comparisons = store.rerun(record, options.folder, beside=path.parent)
+        now, comparisons = again.rerun(record, options.folder, beside=record_folder(path).parent)
         print(f"  {'figure':34} recorded     now  tolerance")
         for one in comparisons:
             print(f"  {one.figure:34} {one.recorded:8.2f} {one.now:7.2f} {one.tolerance:10.2f}  {one.verdict}")
             worst = max(worst, int(one.verdict == "off"))
+        print(f"  {again.changed_in_words(again.changed_answers(record, now))}")
     return worst
 
 
 def chain(options: argparse.Namespace) -> int:
     """Run one chain of RLHF and print what its reward models and policies are worth."""
-    from qa_helpers.experiment.record import RecordError
+    from qa_helpers.experiment.spec import RecordError
     from qa_helpers.rlhf.chain import run_chain
     from qa_helpers.rlhf.plans import named_chains
     from qa_helpers.rlhf.record import format_chain, read_plan, write_chain
@@ -206,7 +210,7 @@ def chain(options: argparse.Namespace) -> int:
 def language_chain(options: argparse.Namespace) -> int:
     """Run one chain of RLHF on a language model and print what came of it."""
     from qa_helpers.common.io import read_json, write_atomically
-    from qa_helpers.experiment.record import RecordError, parse
+    from qa_helpers.experiment.spec import RecordError, parse
     from qa_helpers.rlhf.language.chain import named_language_chains, run_language_chain
     from qa_helpers.rlhf.language.record import LanguageChain, format_language_chain
 
@@ -226,8 +230,8 @@ def language_chain(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Print a table of records, or put it into a file."""
-    from qa_helpers.experiment.record import format_report, read_record, replace_report
-    from qa_helpers.report.tables import format_recipes
+    from qa_helpers.experiment.record_files import read_record
+    from qa_helpers.report.tables import format_recipes, format_report, replace_report
 
     records = [read_record(path) for path in options.records]
     text = format_recipes(records) if options.by_recipe else format_report(records)
@@ -245,10 +249,10 @@ def report(options: argparse.Namespace) -> int:
 def counts(options: argparse.Namespace) -> int:
     """Count recorded answers in every way that forgives no article, and write the counts to a file."""
     from qa_helpers.data.squad import ASSETS
-    from qa_helpers.experiment.record import read_record
+    from qa_helpers.experiment.record_files import read_record, record_folder
     from qa_helpers.report.counts import count_records, write_counts
 
-    counted = count_records({path.stem: read_record(path) for path in options.records}, options.data)
+    counted = count_records({record_folder(path).name: read_record(path) for path in options.records}, options.data)
     print(f"{len(counted.runs)} runs counted: {write_counts(counted, options.data, options.folder or ASSETS)}")
     return 0
 

@@ -33,7 +33,7 @@ def course():
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A runs folder with one finished run, "finished", which no test changes; and the run."""
-    from qa_helpers.experiment.record import EvalSet, Experiment
+    from qa_helpers.experiment.spec import EvalSet, Experiment
     from qa_helpers.experiment.store import run_experiment
 
     folder: Path = tmp_path_factory.mktemp("runs")

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from qa_helpers.__main__ import main
-from qa_helpers.experiment import store
+from qa_helpers.experiment import rerun
 from qa_helpers.experiment.catalogue import named_experiments
-from qa_helpers.experiment.record import Experiment, read_record
+from qa_helpers.experiment.record_files import read_record
+from qa_helpers.experiment.spec import Experiment
 
 TINY = {
     "name": "tiny",
@@ -24,13 +25,13 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny experiment, its runs folder and its record."""
     folder = tmp_path_factory.mktemp("main")
     (folder / "tiny.json").write_text(json.dumps(TINY))
-    record = folder / "record.json"
+    record = folder / "record"
     assert main(["run", str(folder / "tiny.json"), "--folder", str(folder / "runs"), "--record", str(record)]) == 0
     return folder
 
 
 def test_run_writes_the_record_and_reads_it_back(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = read_record(tiny_run / "record.json")
+    run = read_record(tiny_run / "record")
     assert run.experiment == Experiment.model_validate(TINY)
     before = (tiny_run / "runs/tiny/run.json").stat().st_mtime_ns
     assert main(["run", str(tiny_run / "tiny.json"), "--folder", str(tiny_run / "runs")]) == 0
@@ -39,36 +40,37 @@ def test_run_writes_the_record_and_reads_it_back(tiny_run: Path, capsys: pytest.
 
 
 def test_rerun_says_same(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["rerun", str(tiny_run / "record.json"), "--folder", str(tiny_run / "rerun")]) == 0
-    verdicts = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if "few:" in line]
+    assert main(["rerun", str(tiny_run / "record"), "--folder", str(tiny_run / "rerun")]) == 0
+    printed = capsys.readouterr().out
+    verdicts = [line.split()[-1] for line in printed.splitlines() if "few:" in line]
     assert verdicts == ["same"] * 4
+    assert "answers: 0 of 8 differ (0.0 %); of 0 only one of the two is right (EM); of 9 recorded pairs" in printed
 
 
 def test_rerun_shows_the_experiment_before_it_is_trained(
     tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-    monkeypatch.setattr(store, "rerun", lambda *_args, **_options: seen.append(capsys.readouterr().out) or (0, []))
-    assert main(["rerun", str(tiny_run / "record.json")]) == 0
+    seen, run = [], read_record(tiny_run / "record")
+    monkeypatch.setattr(rerun, "rerun", lambda *_args, **_options: seen.append(capsys.readouterr().out) or (run, []))
+    assert main(["rerun", str(tiny_run / "record")]) == 0
     assert '"train_size":16' in seen[0]
 
 
-def test_rerun_says_off_and_fails(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    raw = json.loads((tiny_run / "record.json").read_text())
-    raw["questions"]["exact_match"] = [1] * 8
-    raw["scores"]["few"]["exact_match"] = {"value": 100.0, "low": 100.0, "high": 100.0}
-    forged = tiny_run / "forged.json"
-    forged.write_text(json.dumps(raw))
-    assert main(["rerun", str(forged), "--folder", str(tiny_run / "rerun")]) == 1
+def test_rerun_says_off_and_fails(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = read_record(tiny_run / "record"), [rerun.Comparison("few: exact_match", 100.0, 12.5, 3.0)]
+    monkeypatch.setattr(rerun, "rerun", lambda *_args, **_options: result)
+    assert main(["rerun", str(tiny_run / "record")]) == 1
     assert "100.00" in next(line for line in capsys.readouterr().out.splitlines() if line.endswith("off"))
 
 
 def test_report_into_a_file(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- report -->\nold\n<!-- /report -->\nafter\n")
-    assert main(["report", str(tiny_run / "record.json")]) == 0
+    assert main(["report", str(tiny_run / "record")]) == 0
     table = capsys.readouterr().out.strip()
-    assert main(["report", str(tiny_run / "record.json"), "--into", str(page)]) == 0
+    assert main(["report", str(tiny_run / "record"), "--into", str(page)]) == 0
     assert page.read_text() == f"before\n<!-- report -->\n{table}\n<!-- /report -->\nafter\n"
 
 
@@ -78,8 +80,8 @@ def test_report_into_a_file(tiny_run: Path, tmp_path: Path, capsys: pytest.Captu
         (["run", "no-such-experiment"], "--list shows"),
         (["run"], "name an experiment"),
         (["run", "missing.json"], "missing.json: cannot be read"),
-        (["rerun", "missing.json"], "missing.json: cannot be read"),
-        (["report", "missing.json"], "missing.json: cannot be read"),
+        (["rerun", "missing"], "missing/run.json: cannot be read"),
+        (["report", "missing"], "missing/run.json: cannot be read"),
         (["report", "RECORD", "--into", "README-without-marks"], "<!-- report -->"),
     ],
 )
@@ -87,7 +89,7 @@ def test_bad_input_gives_one_sentence_and_exit_code_2(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     (tmp_path / "plain.md").write_text("no marks here\n")
-    places = {"RECORD": str(tiny_run / "record.json"), "README-without-marks": str(tmp_path / "plain.md")}
+    places = {"RECORD": str(tiny_run / "record"), "README-without-marks": str(tmp_path / "plain.md")}
     assert main([places.get(argument, argument) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert words in error

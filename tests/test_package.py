@@ -99,7 +99,7 @@ def test_every_form_of_an_import_is_seen(monkeypatch, source, found):
 
 
 def test_evaluation_is_used_by_the_experiments_and_not_by_the_training():
-    assert "evaluation" in {stage_of(name) for name in imported(PACKAGE / "experiment" / "store.py")}
+    assert "evaluation" in {stage_of(name) for name in imported(PACKAGE / "experiment" / "run.py")}
     assert "evaluation" not in {stage_of(name) for name in imported(PACKAGE / "training" / "trainer.py")}
 
 

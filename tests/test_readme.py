@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from qa_helpers.evaluation.statistics import paired_difference
-from qa_helpers.experiment.record import REPORT_MARKS, format_report, read_record
+from qa_helpers.experiment.record_files import read_record
+from qa_helpers.report.tables import REPORT_MARKS, format_report
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,14 +21,14 @@ def between_marks(text: str) -> str:
 
 def test_the_table_of_all_runs_is_made_from_the_records() -> None:
     # The runs of ideas, and the one on made-up questions that an idea starts from, have their table in notebook 03.
-    records = [read_record(path) for path in sorted((ROOT / "records").glob("class-[!ci]*.json"))]
+    records = [read_record(path) for path in sorted((ROOT / "records").glob("class-[!ci]*/run.json"))]
     assert records
     assert between_marks(DOCS["results.md"]) == format_report(records)
 
 
 def test_the_readmes_table_is_of_means_over_seeds() -> None:
     for name, _, seeds, *means in (row.strip("| ").split(" | ") for row in between_marks(README).splitlines()[2:]):
-        runs = [read_record(path) for path in sorted((ROOT / "records").glob(f"{name}-seed*.json"))]
+        runs = [read_record(path) for path in sorted((ROOT / "records").glob(f"{name}-seed*/run.json"))]
         assert len(runs) == int(seeds)
         for mean, (asked, metric) in zip(
             means,
@@ -62,7 +63,7 @@ def test_each_step_of_a_questions_way_is_there() -> None:
 
 def test_the_best_recipe_is_the_records() -> None:
     best, *alone = (
-        read_record(ROOT / "records" / f"class-{name}.json")
+        read_record(ROOT / "records" / f"class-{name}")
         for name in ("idea-best-three-ensemble-5000-seed0", *(f"experiment2-5000-seed{seed}" for seed in (0, 1, 2)))
     )
     usual = np.mean([100.0 * run.column("exact_match", "all") for run in alone], axis=0)

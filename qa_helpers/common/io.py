@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -177,20 +177,35 @@ def write_atomically(path: Path | str, content: str | bytes) -> None:
     Raises:
         CourseError: if the system refuses, as on a full disk; then `path` is as it was.
     """
-    path, data = user_path(path), content if isinstance(content, bytes) else content.encode()
-    with storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes it private; a record is meant to be read
-            os.replace(temporary, path)
-        except BaseException:
+    write_together({user_path(path): content})
+
+
+def write_together(contents: Mapping[Path, str | bytes]) -> None:
+    """Write several files, each as `write_atomically` does, in their order.
+
+    All are written beside their places before the first takes its own.
+
+    Raises:
+        CourseError: if the system refuses, as on a full disk; then all files are as they were.
+    """
+    written: list[tuple[str, Path]] = []
+    try:
+        for path, content in contents.items():
+            with storing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
+                written.append((temporary, path))
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content if isinstance(content, bytes) else content.encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(temporary, 0o644)  # mkstemp makes it private; a record is meant to be read
+        for temporary, path in written:
+            with storing(path):
+                os.replace(temporary, path)
+    finally:
+        for temporary, _ in written:
             Path(temporary).unlink(missing_ok=True)
-            raise
 
 
 # ---- surroundings ----------------------------------------------------------------------------------------------

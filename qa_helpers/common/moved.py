@@ -5,7 +5,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from typing import Any
 
-LAST_COMMIT = "93802ce"  # the last one with the old names
+LAST_COMMIT = "93802ce"  # the last one with the old names, and with records of one JSON file each
 _FLAT = (
     "checks cloze counts diagnosis experiments features files first_cell grading ideas language_model lineage machine",
     "models nbval_tolerance notebooks plots rankings records retrieval rows scales scaling soft_labels statistics",

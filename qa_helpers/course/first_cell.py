@@ -50,7 +50,7 @@ def prepare(
     if sys.version_info < LEAST_PYTHON:
         raise SetupError(f"this kernel's Python is {sys.version_info[0]}.{sys.version_info[1]}, too old: {CHOOSE}")
     folder = folder or project_folder()
-    if not any((folder / "records").glob("*.json")):
+    if not any((folder / "records").glob("*/run.json")):
         raise SetupError(
             f"{folder} is not the course's folder, where records/ lies: start Jupyter there, by `make lab`"
         )

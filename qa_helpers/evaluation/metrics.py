@@ -161,6 +161,12 @@ def ladder_step(prediction: str, answers: Sequence[str]) -> str:
     return next((step for step, right in LADDER.items() if right(prediction, answers)), REST)
 
 
+def relation(prediction: str, answers: Sequence[str]) -> str:
+    """How a prediction relates to the given answers: the step of `LADDER`, else how it is wrong, of `CATEGORIES`."""
+    step = ladder_step(prediction, answers)
+    return error_category(prediction, answers) if step == REST else step
+
+
 def metric_ladder(predictions: Iterable[str], answers: Iterable[Sequence[str]]) -> dict[str, int]:
     """How many predictions each step of `LADDER` makes right that no earlier one did, and the `REST`.
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+import scipy  # its parts are loaded when they are first used: seconds
 
 RESAMPLES = 2_000  # the interval's ends then move by about 2 % of its width (one standard deviation) between seeds
 FEW = 12  # the smallest number with which 93 % are covered for every share, see `tests/evaluation/test_statistics.py`
@@ -59,7 +59,7 @@ def bootstrap_mean(
     if exact is not None:
         return exact
     samples: tuple[np.ndarray, ...] = (data,) if clusters is None else _cluster_sums(data, clusters)
-    result = stats.bootstrap(
+    result = scipy.stats.bootstrap(
         samples,
         np.mean if clusters is None else _ratio,
         paired=clusters is not None,
@@ -107,7 +107,8 @@ def _independent(data: np.ndarray, clusters: Sequence[Hashable]) -> float:
     scatter = float(((sums - data.mean() * sizes) ** 2).sum()) * len(sums) / (len(sums) - 1)
     if np.ptp(data) == 0 or scatter == 0:
         return float(len(sums) if np.ptp(data) == 0 else len(data))
-    few = stats.t.ppf(0.975, len(data) - 1) / stats.t.ppf(0.975, len(sums) - 1)  # the scatter is of few clusters
+    of_values, of_sums = scipy.stats.t.ppf(0.975, [len(data) - 1, len(sums) - 1])
+    few = of_values / of_sums  # the scatter is of few clusters
     return float(min(len(data), data.var() * len(data) ** 2 / scatter * few**2))
 
 
@@ -120,7 +121,7 @@ def _with_one_more(kinds: np.ndarray, counts: np.ndarray, end: float, share: flo
     if len(kinds) == 1:
         return end
     if len(kinds) == 2:  # such as right and wrong: known without drawing
-        return float(kinds[0] + np.ptp(kinds) * stats.beta.ppf(share, counts[1], counts[0]))
+        return float(kinds[0] + np.ptp(kinds) * scipy.special.betaincinv(counts[1], counts[0], share))
     weights = np.random.default_rng(seed).gamma(counts, size=(10 * RESAMPLES, len(kinds)))
     return float(np.quantile(weights @ kinds / weights.sum(axis=1), share))
 
@@ -210,7 +211,7 @@ def gains_over_blocks(
     rows, blocks = table.shape
     residual = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
     freedom = (rows - 1) * (blocks - 1)
-    quantile = _dunnett(len(others), freedom) if together else float(stats.t.ppf(0.975, freedom))
+    quantile = _dunnett(len(others), freedom) if together else float(scipy.stats.t.ppf(0.975, freedom))
     half = quantile * math.sqrt(2 * float((residual**2).sum()) / freedom / blocks)
     if np.allclose(residual, 0, atol=1e-9 * max(1.0, float(np.abs(table).max()))):
         half = math.inf
@@ -223,13 +224,14 @@ def _dunnett(treatments: int, freedom: int) -> float:
     """What the largest of several treatments' |t| exceeds in 5 of 100 cases; their common base makes them correlate."""
     base, weight = np.polynomial.hermite_e.hermegauss(80)  # the base's own luck, which all gains share
     ranks = (np.arange(500) + 0.5) / 500
-    width = np.sqrt(2 * stats.chi2.ppf(ranks, freedom) / freedom)[:, None]  # of the bound, as the scatter is estimated
+    # Of the bound, as the scatter is estimated.
+    width = np.sqrt(2 * scipy.stats.chi2.ppf(ranks, freedom) / freedom)[:, None]
 
     def excess(bound: float) -> float:
-        inside = stats.norm.cdf(base + bound * width) - stats.norm.cdf(base - bound * width)
+        inside = scipy.stats.norm.cdf(base + bound * width) - scipy.stats.norm.cdf(base - bound * width)
         return float((inside**treatments @ weight).mean() / weight.sum()) - 0.95
 
-    quantile: float = optimize.brentq(excess, 1, 100, xtol=1e-4)
+    quantile: float = scipy.optimize.brentq(excess, 1, 100, xtol=1e-4)
     return quantile
 
 
@@ -285,7 +287,7 @@ def mcnemar(first: Values, second: Values) -> float:
     if not np.isin([a, b], [0, 1]).all():
         raise ValueError("McNemar's test is of right and wrong, 1 and 0; compare other scores by paired_difference")
     only_a, only_b = int(np.sum(a > b)), int(np.sum(a < b))
-    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 class WinRate(NamedTuple):
@@ -362,7 +364,7 @@ def _quantiles(power: float, level: float) -> tuple[float, float]:
     """The normal distribution's quantiles of a two-sided test at `level` and of `power`."""
     if not 0 < level < power < 1:
         raise ValueError(f"needs 0 < level < power < 1; got a level of {level} and a power of {power}")
-    return float(stats.norm.isf(level / 2)), float(stats.norm.ppf(power))
+    return float(scipy.stats.norm.isf(level / 2)), float(scipy.stats.norm.ppf(power))
 
 
 # ---- calibration -----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qa_helpers.experiment.record import EvalSet, Experiment, RecordError, change
+from qa_helpers.experiment.spec import EvalSet, Experiment, RecordError, change
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from torch import nn
 
 from qa_helpers.common.device import default_device, set_seed
 from qa_helpers.evaluation import written_answers
-from qa_helpers.experiment.record import Ancestor, Experiment, RecordError, Run, read_experiment, read_record
+from qa_helpers.experiment.record import Ancestor, Run
+from qa_helpers.experiment.record_files import read_record
+from qa_helpers.experiment.spec import Experiment, RecordError, read_experiment
 from qa_helpers.model import load, trainable
 
 

@@ -26,7 +26,9 @@ from tqdm.auto import tqdm
 from qa_helpers.common.device import progress_bar
 from qa_helpers.common.io import CourseError, check_writable, read_json, user_path, write_atomically
 from qa_helpers.experiment.catalogue import named_experiments
-from qa_helpers.experiment.record import Experiment, RecordError, Run, parse, read_record, write_record
+from qa_helpers.experiment.record import Run
+from qa_helpers.experiment.record_files import read_record, write_record
+from qa_helpers.experiment.spec import Experiment, RecordError, parse
 from qa_helpers.experiment.store import run_experiment, runs_folder, training_questions
 from qa_helpers.training.trainer import COMPLETE
 
@@ -133,7 +135,7 @@ def run_sweep(
     check_starts(experiments, folder)
     records_folder = user_path(records) if records else None
     if records_folder:
-        check_writable(records_folder / "record.json")
+        check_writable(records_folder / "run.json")
     sweep = _Sweep(folder, records_folder)
     waiting = sweep.read_back(experiments)
     if waiting:
@@ -207,7 +209,7 @@ class _Sweep:
         said = worker.errors.read_text(encoding="utf-8", errors="replace").strip()
         try:
             if code == 0:
-                self._keep(read_record(self.folder / worker.experiment.name / "run.json"))
+                self._keep(read_record(self.folder / worker.experiment.name))
             else:
                 self._fail(worker.experiment, _reason(code, said))
         except CourseError as problem:
@@ -218,7 +220,7 @@ class _Sweep:
     def _keep(self, run: Run, remark: str = "") -> None:
         name = run.experiment.name
         if self.records:
-            write_record(run, self.records / f"{name}.json")
+            write_record(run, self.records / name)
         self.runs[name] = run
         scores = ", ".join(f"{scores.exact_match.value:.1f} ({part})" for part, scores in run.scores.items())
         _say(f"{name}: EM {scores}, {run.timing.train_seconds + run.timing.eval_seconds:.0f} s{remark}")

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from qa_helpers.common.io import read_json, write_atomically
 from qa_helpers.data.squad import ASSETS, DataError, fingerprint, load_qa
-from qa_helpers.experiment.record import RecordError, Run, StrictModel, parse
+from qa_helpers.experiment.record import Run
+from qa_helpers.experiment.spec import RecordError, StrictModel, parse
 
 ANNOTATORS = ("first", "second", "third")
 # What is compared, and with which of the given answers (of several longest ones the first). The mean: half a point for

@@ -13,7 +13,8 @@ import numpy as np
 
 from qa_helpers.evaluation.statistics import Interval, gains_over_blocks, mcnemar, paired_difference
 from qa_helpers.experiment.catalogue import COMBINES, IDEAS, SEEDS, at_size, idea
-from qa_helpers.experiment.record import RecordError, Run, paired_columns
+from qa_helpers.experiment.record import Run, paired_columns
+from qa_helpers.experiment.spec import RecordError
 
 Verdict = Literal["better", "worse", "not told apart"]
 

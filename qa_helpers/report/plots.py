@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from qa_helpers.common.io import write_atomically
 from qa_helpers.data.windows import Window
 from qa_helpers.evaluation.statistics import Calibration
-from qa_helpers.experiment.record import RecordError, Run, Score
+from qa_helpers.experiment.record import Run
+from qa_helpers.experiment.scores import Score
+from qa_helpers.experiment.spec import RecordError
 from qa_helpers.report.learning_curve import PowerLaw
 
 BLUE, ORANGE, GREEN, PINK, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"

@@ -3,9 +3,68 @@
 import re
 import statistics
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from qa_helpers.experiment.record import Run, training_in_words
+from qa_helpers.common.io import write_atomically
+from qa_helpers.experiment.record import Run, Timing
+from qa_helpers.experiment.spec import RecordError, training_in_words
 
+LOST_TEXT = (
+    "made with tokenizers 0.23.2, which loses text: of some long passages, the end was never read. Against runs "
+    "without a mark these are compared without the questions on such passages."
+)
+REPORT_MARKS = ("<!-- report -->", "<!-- /report -->")
+
+
+def format_report(runs: Iterable[Run]) -> str:
+    """A Markdown table of runs, a line an evaluation set: scores in percent with 95 % intervals."""
+    lines = [
+        "| run | trained on | questions asked | string equality | EM | F1 | training | device |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    runs = list(runs)
+    for run in runs:
+        experiment, timing = run.experiment, run.timing
+        for name, scores in run.scores.items():
+            cells = [
+                experiment.name,
+                training_in_words(experiment),
+                f"{name} ({scores.questions:,})",
+                *(str(getattr(scores, metric)) for metric in ("string_equality", "exact_match", "f1")),
+                _speed_in_words(timing) if experiment.epochs else "–",
+                f"{run.machine.where}, {run.machine.precision}" + (" \\*" if run.defects else ""),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    if any(run.defects for run in runs):
+        lines += ["", f"\\* {LOST_TEXT}"]
+    return "\n".join(lines)
+
+
+def _speed_in_words(timing: Timing) -> str:
+    if timing.resumed:
+        return "resumed, not timed"
+    speed = timing.train_questions_per_second
+    return f"{timing.train_seconds:.0f} s, {speed:.{0 if speed >= 1 else 1}f} questions/s"
+
+
+def replace_report(path: Path | str, report: str) -> None:
+    """Put a report between a text file's marks `<!-- report -->` and `<!-- /report -->`.
+
+    Raises:
+        RecordError: if the file lacks the marks.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise RecordError(f"{path}: cannot be read as text ({type(problem).__name__})") from None
+    begin, end = REPORT_MARKS
+    if not 0 <= text.find(begin) < text.find(end):
+        raise RecordError(f"{path}: has no line '{begin}' followed by a line '{end}' to put the table between")
+    before, rest = text.split(begin, 1)
+    write_atomically(path, f"{before}{begin}\n{report}\n{end}{rest.split(end, 1)[1]}")
+
+
+# ---- means over seeds ------------------------------------------------------------------------------------------
 RECIPE_COLUMNS = (  # heading, evaluation set, metric
     ("EM, first 500", "first-500", "exact_match"),
     ("EM, 500 random", "random-500", "exact_match"),

@@ -20,7 +20,9 @@ from qa_helpers.common.io import read_json, write_atomically
 from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.experiment.lineage import ancestors, load_run
-from qa_helpers.experiment.record import Ancestor, Experiment, Machine, RecordError, Score, parse
+from qa_helpers.experiment.record import Ancestor, Machine
+from qa_helpers.experiment.scores import Score
+from qa_helpers.experiment.spec import Experiment, RecordError, parse
 from qa_helpers.experiment.store import locked, runs_folder
 from qa_helpers.rlhf.outcomes import Outcome, Policy, Reward, outcome
 from qa_helpers.rlhf.policy import best_of_n, closed_form, one_window, policy

@@ -18,7 +18,7 @@ from qa_helpers.evaluation.statistics import (
     paired_difference,
     win_rate,
 )
-from qa_helpers.experiment.record import RecordError
+from qa_helpers.experiment.spec import RecordError
 from qa_helpers.rlhf.record import ChainRun, Columns
 
 PERCENT = ("exact_match", "f1", "agreement")  # columns whose means are given in percent

@@ -1,7 +1,7 @@
 """The course's chains of RLHF: the reward models and policies that notebook 04 compares, at each scale."""
 
 from qa_helpers.experiment.catalogue import SCALES, SEEDS, Scale
-from qa_helpers.experiment.record import change
+from qa_helpers.experiment.spec import change
 from qa_helpers.rlhf.record import Chain, PolicyPlan, RewardPlan
 
 REWARDS = (

@@ -13,20 +13,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from qa_helpers.common.io import project_folder, read_json, write_atomically
-from qa_helpers.experiment.record import (
-    Ancestor,
-    Count,
-    Fraction,
-    Line,
-    Machine,
-    Name,
-    Positive,
-    RecordError,
-    Score,
-    Seed,
-    StrictModel,
-    parse,
-)
+from qa_helpers.experiment.record import Ancestor, Machine
+from qa_helpers.experiment.scores import Score
+from qa_helpers.experiment.spec import Count, Fraction, Line, Name, Positive, RecordError, Seed, StrictModel, parse
 
 
 # ---- what is to be done ----------------------------------------------------------------------------------------

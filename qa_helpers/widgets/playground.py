@@ -19,7 +19,7 @@ from qa_helpers.common.io import CourseError
 from qa_helpers.data.rows import DataError, check_text, is_blank
 from qa_helpers.data.squad import load_qa
 from qa_helpers.evaluation.span_answers import Span, TokenScore, answer
-from qa_helpers.experiment.record import RecordError, read_experiment
+from qa_helpers.experiment.spec import RecordError, read_experiment
 from qa_helpers.experiment.store import load_trained, runs_folder
 from qa_helpers.model import load
 from qa_helpers.widgets.look import Mark, Shown, block, button, labelled, paragraph, passage, problem, table

@@ -26,7 +26,9 @@ import ipywidgets
 
 from qa_helpers.common.io import CourseError, read_json, write_atomically
 from qa_helpers.experiment.catalogue import METHODS, Scale, current_scale, method
-from qa_helpers.experiment.record import Experiment, RecordError, Run, parse, read_record
+from qa_helpers.experiment.record import Run
+from qa_helpers.experiment.record_files import read_record
+from qa_helpers.experiment.spec import Experiment, RecordError, parse
 from qa_helpers.experiment.store import runs_folder
 from qa_helpers.training.trainer import COMPLETE, PROGRESS, read_progress
 from qa_helpers.widgets.look import Shown, block, button, labelled, paragraph, problem, table
@@ -145,7 +147,7 @@ class TrainingJob:
         Raises:
             RecordError: if it is not finished.
         """
-        return read_record(self.home / "run.json")
+        return read_record(self.home)
 
     def _under_way(self) -> Progress:
         training = read_progress(self._checkpoints)

@@ -223,14 +223,14 @@ _TRAINING = [
     # As many questions as the validation set holds: their number does not give the fault away.
     Fault(
         "evaluation on training questions",
-        "qa_helpers/experiment/store.py",
+        "qa_helpers/experiment/run.py",
         'rows = load_qa(experiment.data, "validation")',
         'rows = load_qa(experiment.data, "train", len(load_qa(experiment.data, "validation")))',
         "tests/experiment/test_probes.py::test_the_probes_are_of_the_training_and_of_the_validation_questions",
     ),
     Fault(
         "the probe of validation questions is drawn from the training questions",
-        "qa_helpers/experiment/store.py",
+        "qa_helpers/experiment/run.py",
         '"eval": _probe(eval_rows, experiment)',
         '"eval": _probe(train_rows, experiment)',
         "tests/experiment/test_probes.py::test_the_probes_are_of_the_training_and_of_the_validation_questions",
@@ -244,9 +244,9 @@ _TRAINING = [
     ),
     Fault(
         "a record's scores need not be those of its questions",
-        "qa_helpers/experiment/record.py",
-        "if abs(mean - getattr(self.scores[name], metric).value) > ROUNDING:",
-        "if abs(mean - getattr(self.scores[name], metric).value) > 100:",
+        "qa_helpers/experiment/scores.py",
+        "if abs(mean - score.value) > rounding:",
+        "if abs(mean - score.value) > 100:",
         "tests/experiment/test_record.py::test_a_broken_record_gives_one_sentence_that_names_the_field",
     ),
 ]

@@ -11,7 +11,7 @@ from tables import print_table
 
 from qa_helpers.common.io import project_folder
 from qa_helpers.course.notebooks import read_notebook
-from qa_helpers.experiment.record import read_record
+from qa_helpers.experiment.record_files import read_record
 
 pytestmark = pytest.mark.benchmark
 

@@ -14,8 +14,9 @@ from little_space import no_file_longer_than
 
 from qa_helpers.__main__ import main
 from qa_helpers.common.io import CourseError, check_writable, user_path, write_atomically
-from qa_helpers.experiment import store
-from qa_helpers.experiment.record import EvalSet, Experiment, write_record
+from qa_helpers.experiment import run, store
+from qa_helpers.experiment.record_files import write_record
+from qa_helpers.experiment.spec import EvalSet, Experiment
 
 ROOT = Path(__file__).parents[2]
 MARKED = "<!-- report -->\nold\n<!-- /report -->\n"
@@ -25,13 +26,13 @@ MARKED = "<!-- report -->\nold\n<!-- /report -->\n"
 def place(finished, tmp_path, monkeypatch):
     """The current folder: a file "taken", a folder "folder", a page, a picture, a record, and experiments to run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(store, "train", lambda *_args, **_options: pytest.fail("trained"))
+    monkeypatch.setattr(run, "train", lambda *_args, **_options: pytest.fail("trained"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "taken").write_text("mine")
     (tmp_path / "page.md").write_text(MARKED)
     (tmp_path / "old.png").write_text("a picture")
     (tmp_path / "notebook.ipynb").write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
-    write_record(finished[1], tmp_path / "record.json")
+    write_record(finished[1], tmp_path / "record")
     new = Experiment(name="new", train_size=8, epochs=1, evaluations={"few": EvalSet(limit=4)})
     (tmp_path / "new.json").write_text(new.model_dump_json())
     (tmp_path / "list.json").write_text(json.dumps([new.model_dump(mode="json")]))
@@ -49,14 +50,14 @@ def said(capsys):
     "arguments",
     [
         "run new.json --folder taken",
-        "run new.json --folder runs --record /dev/null/x.json",
-        "run new.json --folder runs --record folder",
+        "run new.json --folder runs --record /dev/null/x",
+        "run new.json --folder runs --record taken",
         "sweep list.json --folder taken",
         "sweep list.json --folder runs --records /dev/null/x",
         "sweep list.json --folder runs --records taken",
-        "rerun record.json --folder taken",
-        "report record.json --picture /dev/null/x.png",
-        "report record.json --picture picture.pdf",
+        "rerun record --folder taken",
+        "report record --picture /dev/null/x.png",
+        "report record --picture picture.pdf",
         "chain class-rlhf-seed0 --folder taken",
         "chain class-rlhf-seed0 --folder runs --record /dev/null/x.json",
         "language-chain quick-language-seed0 --folder taken",
@@ -73,10 +74,10 @@ def test_a_place_that_cannot_be_written_to_is_named_in_one_sentence_before_the_w
 
 
 def test_on_a_full_disk_what_was_there_is_kept(place, capsys):
-    old = (place / "record.json").read_bytes()
+    write_atomically("mine.json", "old")
     tries = (
-        "report record.json --into page.md",
-        "report record.json --picture old.png",
+        "report record --into page.md",
+        "report record --picture old.png",
     )
     for arguments in tries:
         with no_file_longer_than(10):
@@ -84,9 +85,9 @@ def test_on_a_full_disk_what_was_there_is_kept(place, capsys):
         assert arguments.split()[-1] + ": cannot be written: File too large; make room" in said(capsys)
     assert (place / "page.md").read_text() == MARKED
     assert (place / "old.png").read_text() == "a picture"
-    with no_file_longer_than(10), pytest.raises(CourseError, match=r"record\.json: cannot be written"):
-        write_atomically("record.json", "x" * 11)
-    assert (place / "record.json").read_bytes() == old
+    with no_file_longer_than(10), pytest.raises(CourseError, match=r"mine\.json: cannot be written"):
+        write_atomically("mine.json", "x" * 11)
+    assert (place / "mine.json").read_text() == "old"
     assert not [path for path in place.iterdir() if path.suffix == ".tmp"]
 
 
@@ -162,7 +163,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypat
 
 def test_a_tilde_on_the_command_line_is_the_home_folder(place, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(place / "home"))
-    assert main(["report", "record.json", "--picture=~/drawn.png"]) == 0
+    assert main(["report", "record", "--picture=~/drawn.png"]) == 0
     assert (place / "home" / "drawn.png").read_bytes().startswith(b"\x89PNG")
     assert not (place / "~").exists()
 

@@ -41,8 +41,8 @@ class Pip:
 @pytest.fixture
 def course(tmp_path: Path) -> Path:
     """A folder of the course that wants a package which is nowhere installed, and pytest."""
-    (tmp_path / "records").mkdir()
-    (tmp_path / "records/a.json").write_text("{}")
+    (tmp_path / "records/a").mkdir(parents=True)
+    (tmp_path / "records/a/run.json").write_text("{}")
     (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["no-such-package>=1.0", "pytest>=1.0"]')
     return tmp_path
 

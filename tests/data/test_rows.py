@@ -18,7 +18,7 @@ from qa_helpers.evaluation import span_answers, written_answers
 from qa_helpers.evaluation.metrics import evaluate, human_ceiling, metric_ladder, score_without_one
 from qa_helpers.evaluation.retrieval import embed, retrieval_ranks
 from qa_helpers.evaluation.span_answers import Prediction, answer
-from qa_helpers.experiment.record import EvalSet, Experiment
+from qa_helpers.experiment.spec import EvalSet, Experiment
 from qa_helpers.experiment.store import run_experiment
 from qa_helpers.rlhf.policy import one_window
 from qa_helpers.rlhf.preferences import human_candidates

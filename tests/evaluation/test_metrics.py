@@ -33,7 +33,7 @@ from qa_helpers.evaluation.metrics import (
     string_equality,
 )
 from qa_helpers.evaluation.span_answers import Prediction, Span
-from qa_helpers.experiment.store import load_records
+from qa_helpers.experiment.record_files import load_records
 
 
 # ---- metrics against torchmetrics -------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ from qa_helpers.experiment.catalogue import (
     replay,
     together,
 )
-from qa_helpers.experiment.record import Experiment, RecordError
-from qa_helpers.experiment.store import load_records
+from qa_helpers.experiment.record_files import load_records
+from qa_helpers.experiment.spec import Experiment, RecordError
 from qa_helpers.model import load, trainable
 
 

@@ -13,12 +13,16 @@ from qa_helpers.common.device import default_device
 from qa_helpers.data.squad import load_qa
 from qa_helpers.data.windows import make_windows
 from qa_helpers.evaluation.span_answers import answer, best_spans, window_logits
-from qa_helpers.experiment import lineage, store
+from qa_helpers.experiment import lineage
+from qa_helpers.experiment import run as run_module
 from qa_helpers.experiment.lineage import Ensemble, average_weights
-from qa_helpers.experiment.record import EvalSet, Experiment, RecordError, change, format_report, read_record
-from qa_helpers.experiment.store import load_trained, rerun, run_experiment
+from qa_helpers.experiment.record_files import read_record
+from qa_helpers.experiment.rerun import rerun
+from qa_helpers.experiment.spec import EvalSet, Experiment, RecordError, change
+from qa_helpers.experiment.store import load_trained, run_experiment
 from qa_helpers.model import load
 from qa_helpers.model.trainable import count_parameters
+from qa_helpers.report.tables import format_report
 
 FEW = {"evaluations": {"few": EvalSet(limit=8)}, "probe_size": 0}
 
@@ -44,7 +48,7 @@ def runs(pair, tmp_path):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    monkeypatch.setattr(store, "train", None)
+    monkeypatch.setattr(run_module, "train", None)
 
 
 def combined(**members):
@@ -79,7 +83,7 @@ def test_an_ensemble_answers_by_its_members_mean_log_probabilities(runs, tokeniz
     alone = [read_record(runs / name / "run.json").questions.confidence for name in "ab"]
     assert run.questions.confidence not in alone
     assert run.parameters == (0, 2 * count_parameters(members[0])[1])
-    assert sorted(path.name for path in (runs / "both").iterdir()) == ["experiment.json", "run.json"]
+    assert sorted(path.name for path in (runs / "both").iterdir()) == ["answers.parquet", "experiment.json", "run.json"]
     assert "| both | nothing: the mean answers of a, b | few (8) |" in format_report([run])
 
 
@@ -144,7 +148,7 @@ def test_the_last_epochs_of_a_run_are_averaged(tmp_path, monkeypatch):
         seen.append({name: value.clone().cpu() for name, value in model.state_dict().items()})
         return {"loss": 1.0, "exact_match": 0.0, "f1": 0.0}
 
-    monkeypatch.setattr(store, "_probe_scores", note)
+    monkeypatch.setattr(run_module, "_probe_scores", note)
     experiment = Experiment(name="long", train_size=4, epochs=3, batch_size=4, trainable="last:1", average_last=2)
     run = run_experiment(change(experiment, evaluations=FEW["evaluations"], probe_size=1), tmp_path)
     epochs = seen[::2]  # training and validation questions are scored after each
@@ -204,7 +208,7 @@ def test_a_record_holds_the_experiments_and_the_data_of_all_that_it_rests_on(run
     assert run.ancestors["a"].fingerprints == read_record(runs / "a" / "run.json").fingerprints
     assert run.scores == average.scores
     assert read_record(runs / "again" / "run.json") == run
-    with pytest.raises(RecordError, match=r"'both' starts from 'a', whose record a\.json lies neither beside"):
+    with pytest.raises(RecordError, match=r"'both' starts from 'a', whose record a lies neither beside"):
         rerun(average, runs / "out")
 
 

@@ -1,14 +1,11 @@
 """Experiments: run, read back, go on from another, run again and compare; on the smallest real ones."""
 
 import contextlib
-import json
-import math
 import multiprocessing
 import os
 import shutil
 import time
 
-import numpy as np
 import pytest
 import torch
 from little_space import no_file_longer_than
@@ -22,31 +19,18 @@ from qa_helpers.evaluation import written_answers
 from qa_helpers.evaluation.retrieval import retrieval_ranks
 from qa_helpers.evaluation.span_answers import answer
 from qa_helpers.evaluation.statistics import bootstrap_mean
+from qa_helpers.experiment import rerun as rerun_module
+from qa_helpers.experiment import run as run_module
 from qa_helpers.experiment import store
 from qa_helpers.experiment.catalogue import named_experiments
-from qa_helpers.experiment.record import (
-    EvalSet,
-    Experiment,
-    RecordError,
-    change,
-    format_report,
-    read_experiment,
-    read_record,
-    write_record,
-)
-from qa_helpers.experiment.store import (
-    RERUN_SPREAD,
-    Comparison,
-    check_work,
-    compare,
-    load_records,
-    load_trained,
+from qa_helpers.experiment.record_files import load_records, read_record, write_record
+from qa_helpers.experiment.rerun import (
     rerun,
-    rerun_tolerance,
-    run_experiment,
-    runs_folder,
 )
+from qa_helpers.experiment.spec import EvalSet, Experiment, RecordError, change, read_experiment
+from qa_helpers.experiment.store import check_work, load_trained, run_experiment, runs_folder
 from qa_helpers.model import load, trainable
+from qa_helpers.report.tables import format_report
 from qa_helpers.training import labels
 from qa_helpers.training.trainer import Settings
 
@@ -58,7 +42,7 @@ def no_training(monkeypatch):
     def fail(*_args, **_options):
         raise AssertionError("trained")
 
-    monkeypatch.setattr(store, "train", fail)
+    monkeypatch.setattr(run_module, "train", fail)
 
 
 def results(run):
@@ -69,7 +53,7 @@ def results(run):
 # ---- one run ----------------------------------------------------------------------------------------------------
 def test_a_run_says_what_was_trained_and_asked(finished):
     folder, run = finished
-    assert sorted(os.listdir(folder / "finished")) == ["experiment.json", "model", "run.json"]
+    assert sorted(os.listdir(folder / "finished")) == ["answers.parquet", "experiment.json", "model", "run.json"]
     assert read_record(folder / "finished" / "run.json") == run
     assert read_experiment(folder / "finished" / "experiment.json") == run.experiment
     train, validation = load_qa(limit=16), load_qa(split="validation")
@@ -150,7 +134,7 @@ def test_a_result_on_other_data_is_not_read_back(finished, tmp_path, no_training
     folder, run = finished
     shutil.copytree(folder / "finished", tmp_path / "finished")
     other = run.model_copy(update={"fingerprints": run.fingerprints.model_copy(update={"train": "0" * 16})})
-    write_record(other, tmp_path / "finished" / "run.json")
+    write_record(other, tmp_path / "finished")
     with pytest.raises(RecordError, match="the data have changed since this run"):
         run_experiment(run.experiment, tmp_path)
 
@@ -194,7 +178,7 @@ def test_training_that_diverged_says_so(tokenizer, course):
     with torch.no_grad():
         model.qa_outputs.weight.fill_(torch.nan)
     with pytest.raises(ModelError, match=r"training diverged.* lower the learning rate"):
-        store._probe_scores(Experiment(name="x"), model, tokenizer, course[:2])
+        run_module._probe_scores(Experiment(name="x"), model, tokenizer, course[:2])
 
 
 # ---- one process at a time --------------------------------------------------------------------------------------
@@ -228,7 +212,7 @@ def test_what_another_process_is_running_is_neither_run_nor_replaced(finished, l
     (folder / "finished" / "run.json").unlink()
     with pytest.raises(RecordError, match=words):
         run_experiment(run.experiment, folder)
-    assert sorted(os.listdir(folder / "finished")) == ["experiment.json", "model"]
+    assert sorted(os.listdir(folder / "finished")) == ["answers.parquet", "experiment.json", "model"]
     with pytest.raises(AssertionError, match="trained"):
         run_experiment(change(run.experiment, name="other"), folder)
     process.kill()
@@ -243,7 +227,7 @@ def test_an_error_ends_the_lock_and_what_was_finished_meanwhile_is_read(finished
         with pytest.raises(AssertionError, match="trained"):
             run_experiment(run.experiment, tmp_path)
     claim = store._claim
-    monkeypatch.setattr(store, "_claim", lambda home, one: claim(home, one) or write_record(run, home / "run.json"))
+    monkeypatch.setattr(store, "_claim", lambda home, one: claim(home, one) or write_record(run, home))
     assert run_experiment(run.experiment, tmp_path) == run
 
 
@@ -277,7 +261,7 @@ def texts(answers):
 
 def test_a_run_with_lora_leaves_a_small_folder_that_names_its_model(lora):
     folder, run = lora
-    assert sorted(os.listdir(folder / "lora")) == ["experiment.json", "model", "run.json"]
+    assert sorted(os.listdir(folder / "lora")) == ["answers.parquet", "experiment.json", "model", "run.json"]
     assert read_record(folder / "lora" / "run.json") == run
     trained, total = run.parameters
     assert 0 < trained < 0.02 * total
@@ -332,7 +316,7 @@ def test_a_record_with_lora_is_run_again_and_is_the_same(lora, tmp_path):
 
 def test_a_run_with_lora_that_was_interrupted_ends_with_the_same_numbers(lora, tmp_path, monkeypatch):
     _, run = lora
-    probe_scores = store._probe_scores
+    probe_scores = run_module._probe_scores
 
     def interrupted(*arguments):
         if (tmp_path / "lora" / "checkpoints" / "checkpoint-4" / "complete").exists():  # in the second epoch
@@ -340,12 +324,12 @@ def test_a_run_with_lora_that_was_interrupted_ends_with_the_same_numbers(lora, t
         return probe_scores(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_probe_scores", interrupted)
+        patch.setattr(run_module, "_probe_scores", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_experiment(run.experiment, tmp_path)
     assert not (tmp_path / "lora" / "model").exists()
     probed = []
-    monkeypatch.setattr(store, "_probe_scores", lambda *args: probed.append(1) or probe_scores(*args))
+    monkeypatch.setattr(run_module, "_probe_scores", lambda *args: probed.append(1) or probe_scores(*args))
     resumed = run_experiment(run.experiment, tmp_path)
     assert results(resumed) == results(run)
     assert len(probed) == 2  # training and validation questions of the second epoch alone
@@ -356,7 +340,7 @@ def test_a_run_with_lora_that_was_interrupted_ends_with_the_same_numbers(lora, t
 @pytest.mark.parametrize("room", [0.5, 1.5])
 def test_a_run_on_a_full_disk_says_so_and_ends_with_the_same_numbers_later(lora, tmp_path, monkeypatch, room):
     _, run = lora
-    probe_scores = store._probe_scores
+    probe_scores = run_module._probe_scores
 
     with contextlib.ExitStack() as full, monkeypatch.context() as patch:
 
@@ -365,13 +349,13 @@ def test_a_run_on_a_full_disk_says_so_and_ends_with_the_same_numbers_later(lora,
                 full.enter_context(no_file_longer_than(int(room * run.stored_bytes)))
             return probe_scores(*arguments)
 
-        patch.setattr(store, "_probe_scores", fill)
+        patch.setattr(run_module, "_probe_scores", fill)
         with pytest.raises(CourseError, match=r"lora: cannot be written: .*; make room") as caught:
             run_experiment(run.experiment, tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "lora" / "model").exists()
     probed = []
-    monkeypatch.setattr(store, "_probe_scores", lambda *args: probed.append(1) or probe_scores(*args))
+    monkeypatch.setattr(run_module, "_probe_scores", lambda *args: probed.append(1) or probe_scores(*args))
     resumed = run_experiment(run.experiment, tmp_path)
     assert results(resumed) == results(run)
     assert len(probed) == 2  # the first epoch was kept
@@ -385,11 +369,11 @@ def test_a_record_that_does_not_fit_is_written_later_without_training_again(fini
             write_record(*arguments)
 
     monkeypatch.setattr(store, "write_record", on_a_full_disk)
-    with pytest.raises(CourseError, match=r"run\.json: cannot be written: File too large"):
+    with pytest.raises(CourseError, match=r"answers\.parquet: cannot be written: File too large"):
         run_experiment(run.experiment, tmp_path)
     assert not (tmp_path / "finished" / "run.json").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(store, "_probe_scores", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(run_module, "_probe_scores", lambda *_: pytest.fail("trained"))
     assert results(run_experiment(run.experiment, tmp_path)) == results(run)
 
 
@@ -416,7 +400,7 @@ def test_without_epochs_the_model_is_asked_as_it_comes(lora, tmp_path, tokenizer
     experiment = change(lora_run.experiment, name="as-it-comes", epochs=0)
     run = run_experiment(experiment, tmp_path)
     model = load.load_qa_model(seed=1).to(default_device())
-    assert sorted(os.listdir(tmp_path / "as-it-comes")) == ["experiment.json", "run.json"]
+    assert sorted(os.listdir(tmp_path / "as-it-comes")) == ["answers.parquet", "experiment.json", "run.json"]
     assert run.parameters == (0, trainable.count_parameters(model)[1])
     assert run.stored_bytes == 0
     assert run.losses == run.epochs == []
@@ -470,7 +454,7 @@ def test_a_language_model_is_fine_tuned_asked_and_loaded_again(tmp_path):
     run = run_experiment(experiment, tmp_path)
     assert read_record(tmp_path / "written" / "run.json") == run
     assert run_experiment(experiment, tmp_path) == run
-    assert sorted(os.listdir(tmp_path / "written")) == ["experiment.json", "model", "run.json"]
+    assert sorted(os.listdir(tmp_path / "written")) == ["answers.parquet", "experiment.json", "model", "run.json"]
     assert trainable.adapter_base(tmp_path / "written" / "model") == "smollm2"
     trained, total = run.parameters
     assert 0 < trained < 0.02 * total
@@ -530,18 +514,6 @@ def test_the_runs_folder_is_the_variables(monkeypatch, tmp_path):
     assert runs_folder() == project_folder() / "runs"
 
 
-def test_records_are_loaded_by_name(finished, tmp_path, monkeypatch):
-    _, run = finished
-    monkeypatch.setattr(store, "project_folder", lambda: tmp_path)
-    assert load_records() == {}
-    write_record(run, tmp_path / "records" / "finished.json")
-    assert load_records() == {"finished": run}
-    assert load_records("class-*") == {}
-    (tmp_path / "records" / "broken.json").write_text("{}")
-    with pytest.raises(RecordError, match=r"broken\.json: experiment"):
-        load_records()
-
-
 # ---- how long ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "changes",
@@ -578,192 +550,7 @@ def test_the_courses_own_experiments_and_records_are_not_too_long(monkeypatch):
         if experiment.data == "squad" or experiment.train_size:
             check_work([experiment])
     for name, run in load_records("class-*").items():
-        check_work([one.experiment for one in store._with_starts(run, [])]), name
-
-
-def test_a_record_is_not_run_again_for_days_with_all_that_it_starts_from(finished, tmp_path, monkeypatch, no_training):
-    _, run = finished
-    monkeypatch.setattr(store, "MOST_WORK", {"span": 50})  # each trains on 16 and scores 4
-    for name, start in (("a", None), ("b", "a"), ("c", "b")):
-        changed = run.model_copy(update={"experiment": change(run.experiment, name=name, start_from=start)})
-        write_record(changed, tmp_path / f"{name}.json")
-    with pytest.raises(RecordError, match="'c' trains on 1 × 20 questions"):
-        rerun(changed, tmp_path / "out", beside=tmp_path)
-    assert not (tmp_path / "out").exists()
-
-
-# ---- running again ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("recorded", "now", "verdict"),
-    [
-        (46.0, 46.0, "same"),
-        (46.0, 46.004, "same"),
-        (46.0, 46.01, "within tolerance"),
-        (46.0, 49.0, "within tolerance"),
-        (46.0, 43.0, "within tolerance"),
-        (46.0, 49.01, "off"),
-        (46.0, 42.99, "off"),
-    ],
-)
-def test_the_verdict_on_a_figure(recorded, now, verdict):
-    assert Comparison("all: exact_match", recorded, now, 3.0).verdict == verdict
-
-
-def test_the_tolerance_allows_for_few_questions():
-    assert rerun_tolerance(1_000_000) == pytest.approx(RERUN_SPREAD, abs=0.01)
-    # Of 1,700 questions, 289 = 17**2 answers change, each for better or worse: a standard error of 17 answers, 1 point.
-    assert rerun_tolerance(1_700) == pytest.approx(math.hypot(RERUN_SPREAD, 1.96))
-    sizes = (100, 200, 500, 2_000, 10_570)
-    assert sorted(map(rerun_tolerance, sizes), reverse=True) == list(map(rerun_tolerance, sizes))
-
-
-def test_runs_on_another_machine_are_within_tolerance_but_for_luck():
-    """One figure in twenty may be off; those of one run hang together, so that no count is exact."""
-    elsewhere = load_records("cpu/class-*") | load_records("gpu/class-*")
-    records = load_records("class-*")
-    compared = [one for name, run in elsewhere.items() for one in compare(run, records[name])]
-    assert len(compared) > 100
-    assert sum(one.verdict == "off" for one in compared) <= len(compared) / 20
-
-
-def test_every_score_is_compared(finished):
-    _, run = finished
-    figures = [comparison.figure for comparison in compare(run, run)]
-    assert len(figures) == len(set(figures)) == 8
-    assert {"first: exact_match", "drawn: f1"} <= set(figures)
-
-
-@pytest.fixture
-def warm(finished, tmp_path):
-    """The record of a run that starts from "finished"; their records lie in `tmp_path / "handed-in"`."""
-    folder, run = finished
-    shutil.copytree(folder / "finished", tmp_path / "runs" / "finished")
-    experiment = change(run.experiment, name="warm", start_from="finished", trainable="head", seed=3)
-    record = run_experiment(experiment, tmp_path / "runs")
-    for one in (run, record):
-        write_record(one, tmp_path / "handed-in" / f"{one.experiment.name}.json")
-    return record
-
-
-def test_a_run_that_starts_from_another_is_run_again_after_it(warm, finished, tmp_path):
-    (tmp_path / "out" / "finished").mkdir(parents=True)
-    (tmp_path / "out" / "finished" / "experiment.json").write_text("of a former time, and replaced")
-    now, comparisons = rerun(warm, tmp_path / "out", beside=tmp_path / "handed-in")
-    assert {comparison.verdict for comparison in comparisons} == {"same"}
-    assert results(now) == results(warm)
-    assert results(read_record(tmp_path / "out" / "finished" / "run.json")) == results(finished[1])
-
-
-def test_the_record_of_the_start_may_be_one_of_the_courses(finished, tmp_path, monkeypatch):
-    _, run = finished
-    monkeypatch.setattr(store, "project_folder", lambda: tmp_path)
-    monkeypatch.setattr(store, "run_experiment", lambda one, *_args, **_options: ran.append(one.name) or run)
-    ran = []
-    for name, start in (("a", None), ("b", "a"), ("c", "b")):
-        changed = run.model_copy(update={"experiment": change(run.experiment, name=name, start_from=start)})
-        write_record(changed, tmp_path / "records" / f"{name}.json")
-    rerun(changed, tmp_path / "out")
-    assert ran == ["a", "b", "c"]
-    ran.clear()
-    both = change(run.experiment, name="both", epochs=0, average_of=("b", "a"))
-    rerun(run.model_copy(update={"experiment": both}), tmp_path / "out")
-    assert ran == ["a", "b", "both"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        (None, "'warm' starts from 'finished', whose record finished.json lies neither beside its own nor in the"),
-        ({"name": "other"}, r"finished\.json: is the record of 'other', not of 'finished'"),
-        ({"start_from": "finished"}, "'finished' starts from 'finished', which starts from it in turn"),
-        ({"start_from": "warm"}, "'finished' starts from 'warm', which starts from it in turn"),
-        ({"start_from": "absent"}, "'finished' starts from 'absent', whose record absent.json lies neither"),
-        ({"epochs": 0}, "'warm' starts from 'finished', which trained nothing to start from"),
-        ({"model": "/etc"}, "model '/etc' is no model's name"),
-        ({"data": "/etc/passwd"}, "data '/etc/passwd' is no named data set"),
-        ({"train_size": 17}, "the record 'finished'; their fingerprints differ"),
-    ],
-)
-def test_a_start_whose_record_is_missing_or_refused_is_an_error(finished, tmp_path, no_training, changes, words):
-    _, run = finished
-    warm = run.model_copy(update={"experiment": change(run.experiment, name="warm", start_from="finished")})
-    write_record(warm, tmp_path / "warm.json")
-    if changes:
-        changed = run.model_copy(update={"experiment": change(run.experiment, **changes)})
-        write_record(changed, tmp_path / "finished.json")
-    with pytest.raises(RecordError, match=words):
-        rerun(warm, tmp_path / "out", beside=tmp_path)
-    assert not (tmp_path / "out").exists()
-
-
-def files_below(folder):
-    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-
-
-def test_a_record_is_run_again_only_below_the_folder_and_is_the_same(finished, tmp_path, monkeypatch):
-    folder, run = finished
-    write_record(run, tmp_path / "handed-in.json")
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("QA_RUNS_DIR", str(tmp_path / "runs"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "here"))
-    before = files_below(folder)
-    now, comparisons = rerun(read_record(tmp_path / "handed-in.json"), tmp_path / "out")
-    assert {comparison.verdict for comparison in comparisons} == {"same"}
-    assert results(now) == results(run)
-    assert files_below(folder) == before
-    assert sorted(os.listdir(tmp_path)) == ["handed-in.json", "here", "out"]
-    assert sorted(os.listdir(tmp_path / "out")) == [".locks", "finished"]
-    assert os.listdir(tmp_path / "here") == []
-
-
-def test_a_forged_score_is_off(finished, tmp_path, monkeypatch):
-    _, run = finished
-    raw = json.loads(run.model_dump_json())
-    for place in raw["indices"]["first"]:
-        raw["questions"]["exact_match"][place] = 1
-    for name, places in raw["indices"].items():
-        value = 100 * sum(raw["questions"]["exact_match"][place] for place in places) / len(places)
-        raw["scores"][name]["exact_match"] = {"value": value, "low": value, "high": value}
-    (tmp_path / "forged.json").write_text(json.dumps(raw))
-    monkeypatch.setattr(store, "run_experiment", lambda *_args, **_options: run)  # trained in the test above
-    _, comparisons = rerun(read_record(tmp_path / "forged.json"), tmp_path)
-    assert "first: exact_match" in [c.figure for c in comparisons if c.verdict == "off"]
-    assert all(c.verdict == "same" for c in comparisons if "exact_match" not in c.figure)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"model": "/etc"}, "model '/etc' is no model's name"),
-        ({"model": "../model"}, "model '../model' is no model's name"),
-        ({"model": "here/model"}, "model 'here/model' is no model's name"),  # looks like a Hub name, is a folder
-        ({"data": "here/data"}, "data 'here/data' is no named data set"),
-        ({"data": "/etc/passwd"}, "data '/etc/passwd' is no named data set"),
-        ({"start_from": "absent"}, "starts from 'absent', whose record absent.json lies neither beside its own nor"),
-        ({"train_size": 17}, "their fingerprints differ"),
-        ({"sampling": "random"}, "their fingerprints differ"),
-        ({"evaluations": {"first": {"limit": 13}, "drawn": {}}}, "their fingerprints differ"),
-    ],
-)
-def test_paths_and_other_data_are_refused_before_anything_is_trained(
-    finished, tmp_path, monkeypatch, no_training, changes, words
-):
-    folder, run = finished
-    shutil.copytree(folder / "finished" / "model", tmp_path / "here" / "model")
-    shutil.copytree(ASSETS / "courseqa", tmp_path / "here" / "data")
-    monkeypatch.chdir(tmp_path)
-    record = run.model_copy(update={"experiment": change(run.experiment, **changes)})
-    with pytest.raises(RecordError, match=words):
-        rerun(record, tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.safetensors"))
-
-
-def test_the_columns_of_two_runs_can_be_compared(finished):
-    _, run = finished
-    exact, f1 = run.column("exact_match", "drawn"), run.column("f1", "drawn")
-    assert exact.shape == f1.shape == (12,)
-    assert np.all(f1 >= exact - 1e-9)  # no answer of CourseQA is empty once normalised
+        check_work([one.experiment for one in rerun_module._with_starts(run, [])]), name
 
 
 # ---- the settings of the scaling experiments --------------------------------------------------------------------
@@ -782,10 +569,10 @@ def training(monkeypatch):
             raise _Trained
 
         seen = {}
-        monkeypatch.setattr(store, "train", note)
+        monkeypatch.setattr(run_module, "train", note)
         experiment = Experiment(name="x", train_size=6, evaluations={"few": EvalSet(limit=1)}, **changes)
         with pytest.raises(_Trained):
-            store._train_and_evaluate(experiment, store.runs_folder() / "x")
+            run_module.train_and_evaluate(experiment, store.runs_folder() / "x")
         return seen
 
     return called
@@ -819,6 +606,6 @@ def test_the_training_questions_are_spread_over_passages_or_made_of_them(trainin
     assert found(per_passage=1) == texts_of(load_qa(limit=6, per_passage=1))
     cloze = {"questions": "cloze", "sampling": "random", "sampling_seed": 5}
     assert found(**cloze) == texts_of(load_cloze("courseqa", 6, "random", 5))
-    rows, _, _ = store._load_rows(Experiment(name="x", train_size=6, **cloze))
-    other, _, _ = store._load_rows(Experiment(name="x", train_size=6, **cloze | {"sampling_seed": 6}))
+    rows, _, _ = run_module.load_rows(Experiment(name="x", train_size=6, **cloze))
+    other, _, _ = run_module.load_rows(Experiment(name="x", train_size=6, **cloze | {"sampling_seed": 6}))
     assert fingerprint(rows) == fingerprint(load_cloze("courseqa", 6, "random", 5)) != fingerprint(other)

@@ -16,7 +16,8 @@ from qa_helpers.__main__ import main
 from qa_helpers.common.io import CourseError
 from qa_helpers.experiment import sweep
 from qa_helpers.experiment.catalogue import named_experiments
-from qa_helpers.experiment.record import EvalSet, Experiment, RecordError, change, read_record
+from qa_helpers.experiment.record_files import read_record
+from qa_helpers.experiment.spec import EvalSet, Experiment, RecordError, change
 from qa_helpers.experiment.store import run_experiment
 from qa_helpers.experiment.sweep import check_starts, environments, read_experiments, run_sweep
 from qa_helpers.training.trainer import COMPLETE
@@ -138,7 +139,7 @@ def test_what_a_run_combines_comes_earlier_or_is_finished_too(tmp_path):
 
 # ---- what a sweep does, with processes that only pretend ---------------------------------------------------------
 PRETEND = """
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, shutil, signal, sys, time
 description, folder, template = map(pathlib.Path, sys.argv[1:])
 experiment = json.loads(description.read_text())
 name, home = experiment["name"], folder / experiment["name"]
@@ -160,7 +161,9 @@ if name == "nothing":
 if name == "warned":
     print("a warning", file=sys.stderr)
 time.sleep(600 if name == "endless" else 0.4)
-(home / "run.json").write_text(json.dumps(json.loads(template.read_text()) | {"experiment": experiment}))
+shutil.copy(template.parent / "answers.parquet", home)
+record = json.loads(template.read_text()) | {"experiment": experiment}
+(home / "run.json").write_text(json.dumps(record if experiment["epochs"] else record | {"epochs": []}))
 log("end")
 """
 
@@ -256,8 +259,8 @@ def test_finished_runs_are_read_back_and_recorded(finished, tmp_path, pretended,
     assert failures == {}
     assert runs["finished"] == run
     assert [words[1] for words in log_of(tmp_path / "runs")] == ["warm", "warm"]
-    assert sorted(os.listdir(tmp_path / "records")) == ["finished.json", "warm.json"]
-    assert {name: read_record(tmp_path / "records" / f"{name}.json") for name in runs} == runs
+    assert sorted(os.listdir(tmp_path / "records")) == ["finished", "warm"]
+    assert {name: read_record(tmp_path / "records" / name) for name in runs} == runs
     assert [line.endswith("(read back)") for line in capsys.readouterr().out.splitlines()] == [True, False]
 
 
@@ -272,7 +275,7 @@ def test_another_experiment_of_a_finished_runs_name_is_a_failure(finished, prete
 
 def test_a_folder_of_records_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "records").write_text("")
-    with pytest.raises(CourseError, match=r"records/record\.json: cannot be written: Not a directory"):
+    with pytest.raises(CourseError, match=r"records/run\.json: cannot be written: Not a directory"):
         run_sweep([TINY], tmp_path / "runs", records=tmp_path / "records")
     assert not (tmp_path / "runs").exists()
 
@@ -410,7 +413,7 @@ def test_two_processes_give_what_one_gives(tmp_path, alone, capsys):
     arguments = ["--folder", str(tmp_path / "runs"), "--records", str(tmp_path / "records"), "--processes", "2"]
     assert main(["sweep", str(path), *arguments]) == 0
     for name in ("cold", "head"):
-        assert results(read_record(tmp_path / "records" / f"{name}.json")) == alone[name]
+        assert results(read_record(tmp_path / "records" / name)) == alone[name]
     printed = capsys.readouterr()
     assert [line.split("|")[1].strip() for line in printed.out.splitlines()[-2:]] == ["cold", "head"]
     assert printed.err == ""
@@ -447,5 +450,5 @@ def test_a_sweep_killed_again_and_again_ends_with_the_records_of_one_never_kille
     process.join(300)
     assert process.exitcode == 0
     for name in ("cold", "warm"):
-        assert results(read_record(records / f"{name}.json")) == alone[name]
+        assert results(read_record(records / name)) == alone[name]
         assert not (folder / name / "checkpoints").exists()

@@ -15,7 +15,7 @@ from qa_helpers.common.io import ModelError
 from qa_helpers.data.windows import make_windows
 from qa_helpers.evaluation.retrieval import embed
 from qa_helpers.evaluation.span_answers import answer
-from qa_helpers.experiment.record import Experiment
+from qa_helpers.experiment.spec import Experiment
 from qa_helpers.experiment.store import load_trained, run_experiment
 from qa_helpers.model.load import Float32Linear, load_qa_model, load_tokenizer
 from qa_helpers.model.trainable import depths, encoder, save_model, set_trainable, span_head

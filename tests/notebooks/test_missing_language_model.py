@@ -26,7 +26,7 @@ metadata.distribution = distribution
 SHORT = {
     "01_why_fine_tuning": {
         'lora = run_experiment(method(scale, "lora"))': (
-            "from qa_helpers.experiment.record import change\n"
+            "from qa_helpers.experiment.spec import change\n"
             'lora = run_experiment(change(method(scale, "lora"), name="short", train_size=8, epochs=1))'
         )
     },

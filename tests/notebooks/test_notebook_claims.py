@@ -21,7 +21,7 @@ from qa_helpers.evaluation.statistics import paired_difference
 from qa_helpers.evaluation.written_answers import MAX_NEW_TOKENS
 from qa_helpers.experiment.catalogue import LEARNING_RATES, METHODS, SCALES, method
 from qa_helpers.experiment.record import Run, paired_columns
-from qa_helpers.experiment.store import load_records
+from qa_helpers.experiment.record_files import load_records
 from qa_helpers.model.load import find_packaged, load_qa_model
 from qa_helpers.model.trainable import count_parameters, set_trainable
 

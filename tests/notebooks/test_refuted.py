@@ -11,7 +11,7 @@ from qa_helpers.evaluation.metrics import load_card
 from qa_helpers.evaluation.statistics import paired_difference
 from qa_helpers.experiment.catalogue import REPORTED, SEEDS
 from qa_helpers.experiment.record import paired_columns
-from qa_helpers.experiment.store import load_records
+from qa_helpers.experiment.record_files import load_records
 from qa_helpers.report.counts import WAYS, Count, count, find_reply, load_counts
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"

@@ -10,8 +10,8 @@ from qa_helpers.__main__ import main
 from qa_helpers.common.io import project_folder
 from qa_helpers.data.squad import DataError, load_qa
 from qa_helpers.evaluation.metrics import load_card
-from qa_helpers.experiment.record import RecordError, read_record
-from qa_helpers.experiment.store import load_records
+from qa_helpers.experiment.record_files import load_records, read_record
+from qa_helpers.experiment.spec import RecordError
 from qa_helpers.report.counts import (
     ANNOTATORS,
     SETS,
@@ -176,10 +176,10 @@ def test_a_language_model_has_no_positions():
 
 
 def test_the_command_writes_what_is_read(tmp_path, capsys):
-    record = project_folder() / "records/quick-baseline-100-seed0.json"
+    record = project_folder() / "records/quick-baseline-100-seed0"
     assert main(["counts", str(record), "--data", "courseqa", "--folder", str(tmp_path)]) == 0
     assert "1 runs counted" in capsys.readouterr().out
-    assert load_counts("courseqa", tmp_path) == count_records({record.stem: read_record(record)}, "courseqa")
+    assert load_counts("courseqa", tmp_path) == count_records({record.name: read_record(record)}, "courseqa")
 
 
 @pytest.mark.parametrize(("content", "words"), [(None, "cannot be read"), ("[]", "the file"), ("{}", "fingerprint")])
@@ -201,7 +201,7 @@ def test_every_record_is_counted_and_agrees_with_its_scores():
     counted, records = load_counts(), load_records("class-*")
     asked = {name: run for name, run in records.items() if set(SETS) & set(run.scores)}
     assert counted.fingerprint == load_card().fingerprint
-    assert set(counted.runs) == set(asked), "make them again: python -m qa_helpers counts records/class-*.json"
+    assert set(counted.runs) == set(asked), "make them again: python -m qa_helpers counts records/class-*/"
     for name, run in asked.items():
         assert list(counted.runs[name]) == [key for key in SETS if key in run.scores]
         for key, counts in counted.runs[name].items():

@@ -4,8 +4,8 @@ import pytest
 
 from qa_helpers.evaluation.statistics import Interval, gains_over_blocks, paired_difference
 from qa_helpers.experiment.catalogue import SEEDS, at_size, cloze, idea
-from qa_helpers.experiment.record import RecordError
-from qa_helpers.experiment.store import load_records
+from qa_helpers.experiment.record_files import load_records
+from qa_helpers.experiment.spec import EvalSet, RecordError, change
 from qa_helpers.report.ideas import Confirmation, Trial, confirmations, luck_of_the_best, trained_on, trials
 
 
@@ -16,10 +16,12 @@ def recorded():
 
 def run_of(experiment, recorded, right, steps=313):
     """A run of `experiment` on the four first questions of a record, of which `right` are answered exactly."""
-    first = {name: getattr(recorded.questions, name)[:4] for name in type(recorded.questions).model_fields}
-    questions = recorded.questions.model_copy(update=first | {"exact_match": right, "f1": [0.5 * r for r in right]})
-    changes = {"experiment": experiment, "questions": questions, "indices": {"all": [0, 1, 2, 3], "few": [0, 1]}}
-    return recorded.model_copy(update=changes | {"losses": [(steps, 1.0)]})
+    first = {name: getattr(recorded.questions, name)[:4] for name in ("id", "prediction", "confidence")}
+    relation = ["but for case" if answer else "elsewhere" for answer in right]
+    questions = recorded.questions.model_copy(update=first | {"relation": relation, "f1": [0.5 * r for r in right]})
+    asked = change(experiment, evaluations={"all": EvalSet(), "few": EvalSet(limit=2)})
+    changes = {"experiment": asked, "questions": questions, "validation_size": 4, "losses": [(steps, 1.0)]}
+    return recorded.model_copy(update=changes)
 
 
 def test_a_gain_is_over_the_run_of_the_same_size_and_seed_without_the_idea(recorded):

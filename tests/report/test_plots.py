@@ -12,7 +12,9 @@ from qa_helpers.course.checks import check
 from qa_helpers.data.squad import load_qa
 from qa_helpers.data.windows import make_windows
 from qa_helpers.evaluation.statistics import expected_calibration
-from qa_helpers.experiment.record import Run, Score, read_record
+from qa_helpers.experiment.record import Run
+from qa_helpers.experiment.record_files import read_record
+from qa_helpers.experiment.scores import Score
 from qa_helpers.model.load import load_tokenizer
 from qa_helpers.report import plots
 from qa_helpers.report.learning_curve import power_law
@@ -22,7 +24,7 @@ RECORDS = Path(__file__).parents[2] / "records"
 
 @pytest.fixture
 def run() -> Run:
-    return read_record(RECORDS / "class-baseline-1000-seed0.json")
+    return read_record(RECORDS / "class-baseline-1000-seed0")
 
 
 @pytest.fixture(autouse=True)

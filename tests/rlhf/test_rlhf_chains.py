@@ -11,7 +11,9 @@ from qa_helpers.__main__ import main
 from qa_helpers.data.squad import ASSETS, DataError, load_qa
 from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.experiment.catalogue import named_experiments
-from qa_helpers.experiment.record import Ancestor, Experiment, Fingerprints, RecordError, Score, change
+from qa_helpers.experiment.record import Ancestor, Fingerprints
+from qa_helpers.experiment.scores import Score
+from qa_helpers.experiment.spec import Experiment, RecordError, change
 from qa_helpers.rlhf import chain as chains
 from qa_helpers.rlhf.chain import run_chain
 from qa_helpers.rlhf.plans import named_chains

@@ -5,7 +5,7 @@ import pytest
 from rlhf_toys import made_up_chain_run
 
 from qa_helpers.evaluation.statistics import gains_over_blocks, paired_difference, win_rate
-from qa_helpers.experiment.record import RecordError
+from qa_helpers.experiment.spec import RecordError
 from qa_helpers.rlhf.comparison import gain, gains_over_seeds, having, held_out, share_of_optimum, wins
 
 

@@ -31,7 +31,8 @@ from qa_helpers.evaluation.written_answers import (
     prompt_tokens,
     training_features,
 )
-from qa_helpers.experiment.record import RecordError, Score, change
+from qa_helpers.experiment.scores import Score
+from qa_helpers.experiment.spec import RecordError, change
 from qa_helpers.rlhf.language import chain, updates
 from qa_helpers.rlhf.language.answers import (
     TEMPERATURE,

@@ -17,7 +17,8 @@ from qa_helpers.common.io import CourseError
 from qa_helpers.data.windows import make_windows, training_features
 from qa_helpers.evaluation.metrics import evaluate
 from qa_helpers.evaluation.span_answers import answer
-from qa_helpers.experiment.record import EvalSet, Experiment, read_record
+from qa_helpers.experiment.record_files import read_record
+from qa_helpers.experiment.spec import EvalSet, Experiment
 from qa_helpers.experiment.store import run_experiment
 from qa_helpers.model.load import load_qa_model
 from qa_helpers.model.trainable import set_trainable
@@ -442,6 +443,7 @@ def test_a_run_killed_again_and_again_ends_with_the_numbers_of_one_never_killed(
     assert differing(whole, cut) <= {"timing"}
     assert not (home / "checkpoints").exists()
     assert {path.name for path in home.iterdir() if not path.name.endswith(".tmp")} == {
+        "answers.parquet",
         "experiment.json",
         "model",
         "run.json",

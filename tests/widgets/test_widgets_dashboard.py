@@ -11,7 +11,9 @@ from matplotlib.colors import to_hex
 
 from qa_helpers.data.squad import load_qa
 from qa_helpers.evaluation.metrics import load_card
-from qa_helpers.experiment.record import RecordError, Run, change, read_record
+from qa_helpers.experiment.record import Run
+from qa_helpers.experiment.record_files import read_record
+from qa_helpers.experiment.spec import RecordError, change
 from qa_helpers.report.plots import COLOURS
 from qa_helpers.widgets import run_views
 from qa_helpers.widgets.dashboard import ANY, Dashboard
@@ -21,7 +23,7 @@ RECORDS = Path(__file__).parents[2] / "records"
 
 
 def record(name: str) -> Run:
-    return read_record(RECORDS / f"{name}.json")
+    return read_record(RECORDS / name)
 
 
 @pytest.fixture(scope="module")

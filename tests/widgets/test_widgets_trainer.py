@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from qa_helpers.experiment.catalogue import METHODS, SCALES
-from qa_helpers.experiment.record import EvalSet, Experiment, RecordError, Run
+from qa_helpers.experiment.record import Run
+from qa_helpers.experiment.spec import EvalSet, Experiment, RecordError
 from qa_helpers.experiment.store import run_experiment
 from qa_helpers.widgets import trainer
 from qa_helpers.widgets.child import ORPHANED

@@ -19,7 +19,9 @@ from qa_helpers.common.io import read_json, write_atomically
 from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.evaluation.written_answers import load_chat_tokenizer, load_language_model, prompt_tokens
-from qa_helpers.experiment.record import Machine, RecordError, Score, parse
+from qa_helpers.experiment.record import Machine
+from qa_helpers.experiment.scores import Score
+from qa_helpers.experiment.spec import RecordError, parse
 from qa_helpers.experiment.store import locked, runs_folder
 from qa_helpers.rlhf.language.answers import Asked, answer_pairs, ask, paired_texts, preference_dataset
 from qa_helpers.rlhf.language.record import (

@@ -13,19 +13,9 @@ from pydantic import Field, model_validator
 
 from qa_helpers.common.io import project_folder, read_json
 from qa_helpers.evaluation.statistics import UNBOUNDED, bootstrap_mean, win_rate
-from qa_helpers.experiment.record import (
-    Count,
-    Fraction,
-    Line,
-    Machine,
-    Name,
-    Positive,
-    RecordError,
-    Score,
-    Seed,
-    StrictModel,
-    parse,
-)
+from qa_helpers.experiment.record import Machine
+from qa_helpers.experiment.scores import Score
+from qa_helpers.experiment.spec import Count, Fraction, Line, Name, Positive, RecordError, Seed, StrictModel, parse
 
 FOLDER = "rlhf-language"  # in `records/`
 
