@@ -5,7 +5,7 @@ as better than another where these people's answers agree with it more: rankings
 by their own answer. (CourseQA's annotators are stand-ins for people.)
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from qa_helpers.data.rows import given_answers
 from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS, f1
 from qa_helpers.rlhf.policy import Question, sample, to_action, to_span
+from qa_helpers.rlhf.ranking_store import Ranking, RankingError
 
 MARGIN = 0.2  # of agreement: a word more or less in a long answer is no preference
 MOST_PAIRS = 12  # of one question: one with many candidates that differ is not to outweigh the others
@@ -185,3 +186,44 @@ def balance_lengths(pairs: Sequence[Pair], seed: int = 0) -> list[Pair]:
     count = min(int((sign > 0).sum()), int((sign < 0).sum()))
     kept = [*order[sign[order] > 0][:count], *order[sign[order] < 0][:count], *order[sign[order] == 0]]
     return [pairs[i] for i in sorted(kept)]
+
+
+# ---- what a reader ranked by hand ------------------------------------------------------------------------------
+def ranking_pairs(rankings: Iterable[Ranking], questions: Sequence[Question]) -> list[Pair]:
+    """The pairs that were ranked, one for each user that preferred one answer; ties and skipped ones make none.
+
+    Args:
+        rankings: those that count, from `ranking_store.read_rankings`.
+        questions: among which theirs are.
+
+    Raises:
+        RankingError: if a ranking's question is not among them or has another passage, an answer has no start, or is
+            no span of whole tokens that a policy may choose.
+    """
+    places = {question.row["id"]: place for place, question in enumerate(questions)}
+    pairs = []
+    for ranking in rankings:
+        if ranking.choice not in ("first", "second"):
+            continue
+        place = places.get(ranking.question_id)
+        if place is None or questions[place].row["context"] != ranking.context:
+            raise RankingError(f"question '{ranking.question_id}' of the rankings is not among the questions given")
+        first = _action(questions[place], ranking.first, ranking.first_start)
+        second = _action(questions[place], ranking.second, ranking.second_start)
+        pairs.append(Pair(place, first, second) if ranking.choice == "first" else Pair(place, second, first))
+    return pairs
+
+
+def _action(question: Question, text: str, start: int | None) -> int:
+    if start is None:
+        raise RankingError(f"question '{question.row['id']}': the answer '{text[:60]}' has no start, so it is no span")
+    offsets = question.window.offsets
+    begins, ends = offsets[:, 0].tolist(), offsets[:, 1].tolist()
+    if start in begins and start + len(text) in ends:
+        first, last = begins.index(start), len(ends) - 1 - ends[::-1].index(start + len(text))
+        if first <= last < first + MAX_ANSWER_TOKENS:
+            return to_action(first, last - first + 1)
+    raise RankingError(
+        f"question '{question.row['id']}': the answer '{text[:60]}' at character {start} is no span of at most "
+        f"{MAX_ANSWER_TOKENS} whole tokens"
+    )

@@ -20,9 +20,9 @@ from torch.nn.functional import logsigmoid, pad
 from qa_helpers.common.device import progress_bar
 from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
 from qa_helpers.evaluation.statistics import Calibration, expected_calibration
+from qa_helpers.rlhf.measure import Reference, ReferenceBatch, collate
 from qa_helpers.rlhf.policy import expectation, to_span
 from qa_helpers.rlhf.preferences import Pair, longer_by
-from qa_helpers.rlhf.reference import Reference, ReferenceBatch, collate
 
 Pairs = Sequence[Pair]
 LOG_PROB_SCALE = 10.0  # nats: brings the reference's log probabilities to about the size of the states

@@ -23,10 +23,9 @@ from qa_helpers.rlhf.losses import (
     reinforce_loss,
     sampled_kl,
 )
-from qa_helpers.rlhf.outcomes import Outcome, Reward, outcome
+from qa_helpers.rlhf.measure import Outcome, Reference, ReferenceBatch, Reward, collate, outcome
 from qa_helpers.rlhf.policy import exact_kl, expectation, objective, policy, sample
 from qa_helpers.rlhf.preferences import Pair, answer_actions
-from qa_helpers.rlhf.reference import Reference, ReferenceBatch, collate
 
 Method = Literal["reinforce", "ppo", "grpo", "exact"]
 Penalty = Literal["reward", "exact", "sampled"]

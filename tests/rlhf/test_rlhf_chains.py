@@ -14,8 +14,16 @@ from qa_helpers.experiment.catalogue import named_experiments
 from qa_helpers.experiment.record import Ancestor, Experiment, Fingerprints, RecordError, Score, change
 from qa_helpers.rlhf import chain as chains
 from qa_helpers.rlhf.chain import run_chain
-from qa_helpers.rlhf.plans import named_chains
-from qa_helpers.rlhf.record import Chain, PolicyPlan, RewardPlan, format_chain, load_chains, read_chain, write_chain
+from qa_helpers.rlhf.chain_record import (
+    Chain,
+    ChainRun,
+    PolicyPlan,
+    RewardPlan,
+    format_chain,
+    load_chains,
+    named_chains,
+    read_as,
+)
 from qa_helpers.rlhf.reward import RewardModel, compare_rankers, margins
 from qa_helpers.widgets.playground import available_models
 
@@ -208,8 +216,8 @@ def test_a_very_large_beta_holds_the_policy_where_a_small_one_lets_it_go(asked, 
 
 def test_writing_and_reading_change_nothing(done, tmp_path):
     _, run = done
-    write_chain(run, tmp_path / "chain.json")
-    assert read_chain(tmp_path / "chain.json") == run
+    (tmp_path / "chain.json").write_text(run.model_dump_json())
+    assert read_as(ChainRun, tmp_path / "chain.json") == run
 
 
 @pytest.mark.parametrize(
@@ -232,7 +240,7 @@ def test_a_broken_record_gives_one_sentence(done, tmp_path, change, words):
     change(raw)
     (tmp_path / "chain.json").write_text(json.dumps(raw))
     with pytest.raises(RecordError, match=r"chain\.json: ") as caught:
-        read_chain(tmp_path / "chain.json")
+        read_as(ChainRun, tmp_path / "chain.json")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -250,7 +258,7 @@ def test_the_command_line_runs_a_chain_from_a_file_and_writes_its_record(done, t
     record = tmp_path / "record.json"
     assert main(["chain", str(tmp_path / "mine.json"), "--folder", str(folder), "--record", str(record)]) == 0
     assert "| ppo | " in capsys.readouterr().out
-    assert read_chain(record).chain == run.chain
+    assert read_as(ChainRun, record).chain == run.chain
     assert main(["chain", "no-such-chain"]) == 2
     assert "there is no chain 'no-such-chain'; those that have names: class-rlhf-seed0" in capsys.readouterr().err
 

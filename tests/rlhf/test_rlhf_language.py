@@ -32,6 +32,7 @@ from qa_helpers.evaluation.written_answers import (
     training_features,
 )
 from qa_helpers.experiment.record import RecordError, Score, change
+from qa_helpers.rlhf.chain_record import read_as
 from qa_helpers.rlhf.language import chain, updates
 from qa_helpers.rlhf.language.answers import (
     TEMPERATURE,
@@ -49,10 +50,10 @@ from qa_helpers.rlhf.language.answers import (
 from qa_helpers.rlhf.language.chain import named_language_chains, run_language_chain
 from qa_helpers.rlhf.language.record import (
     LanguageChain,
+    LanguageChainRun,
     LanguageMethod,
     format_language_chain,
     load_language_chains,
-    read_language_chain,
 )
 from qa_helpers.rlhf.language.reward import (
     AnswerReward,
@@ -605,7 +606,7 @@ def test_a_broken_record_gives_one_sentence(done, tmp_path, change, words):
     change(raw)
     (tmp_path / "record.json").write_text(json.dumps(raw))
     with pytest.raises(RecordError, match=r"record\.json: ") as caught:
-        read_language_chain(tmp_path / "record.json")
+        read_as(LanguageChainRun, tmp_path / "record.json")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -616,7 +617,7 @@ def test_the_command_line_runs_a_chain_from_a_file_and_writes_its_record(done, t
     record = tmp_path / "record.json"
     assert main(["language-chain", str(tmp_path / "mine.json"), "--folder", str(folder), "--record", str(record)]) == 0
     assert "| grpo | " in capsys.readouterr().out
-    assert read_language_chain(record).chain == run.chain
+    assert read_as(LanguageChainRun, record).chain == run.chain
     assert main(["language-chain", "no-such-chain"]) == 2
     assert "there is no chain 'no-such-chain'; those that have names: quick-language-seed0" in capsys.readouterr().err
 

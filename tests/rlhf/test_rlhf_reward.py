@@ -8,9 +8,9 @@ import torch
 from rlhf_toys import made_up_references, normal, random_policy, spans_of
 
 from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
+from qa_helpers.rlhf.measure import ask_reference, collate
 from qa_helpers.rlhf.policy import exact_kl, expectation, one_window, policy, to_span
 from qa_helpers.rlhf.preferences import Candidate, Pair, flip, make_pairs, split_by_article
-from qa_helpers.rlhf.reference import ask_reference, collate
 from qa_helpers.rlhf.reward import (
     RewardModel,
     accuracy,

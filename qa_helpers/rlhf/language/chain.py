@@ -15,12 +15,13 @@ import numpy as np
 from torch import nn
 
 from qa_helpers.common.device import default_device, describe_machine, peak_memory_mib
-from qa_helpers.common.io import read_json, write_atomically
+from qa_helpers.common.io import write_atomically
 from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.evaluation.written_answers import load_chat_tokenizer, load_language_model, prompt_tokens
-from qa_helpers.experiment.record import Machine, RecordError, Score, parse
+from qa_helpers.experiment.record import Machine, RecordError, Score
 from qa_helpers.experiment.store import locked, runs_folder
+from qa_helpers.rlhf.chain_record import read_as
 from qa_helpers.rlhf.language.answers import Asked, answer_pairs, ask, paired_texts, preference_dataset
 from qa_helpers.rlhf.language.record import (
     LanguageChain,
@@ -29,7 +30,6 @@ from qa_helpers.rlhf.language.record import (
     LanguageMethod,
     LanguageResult,
     LanguageReward,
-    read_language_chain,
 )
 from qa_helpers.rlhf.language.reward import AnswerReward, ranker_margins, reward_function, train_answer_reward
 from qa_helpers.rlhf.language.updates import (
@@ -100,10 +100,10 @@ def run_language_chain(chain: LanguageChain, folder: Path | str | None = None) -
         description = home / "language-chain.json"
         if not description.exists():
             write_atomically(description, chain.model_dump_json(indent=1) + "\n")
-        elif parse(LanguageChain, read_json(description, RecordError), str(description)) != chain:
+        elif read_as(LanguageChain, description) != chain:
             raise RecordError(f"{home}: holds another chain of the name '{chain.name}'; give this one another name")
         if (home / RECORD).exists():
-            return read_language_chain(home / RECORD)
+            return read_as(LanguageChainRun, home / RECORD)
         import_trl()  # first of all: without it, nothing below is worth its time
         model, tokenizer = load_language_model(chain.model).to(default_device()), load_chat_tokenizer(chain.model)
         run = _run(chain, model, tokenizer, home)
@@ -128,7 +128,7 @@ def _run(chain: LanguageChain, model: nn.Module, tokenizer: Any, home: Path) -> 
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, result.model_dump_json() + "\n")
             model = without_adapter(model)
-        results[plan.name] = parse(LanguageResult, read_json(path, RecordError), str(path))
+        results[plan.name] = read_as(LanguageResult, path)
     machine = describe_machine()
     machine["versions"]["trl"] = metadata.version("trl")
     counts = {"learn": parts.learn, "stop": parts.stop, "held out": parts.held_out}

@@ -5,13 +5,12 @@ reward      a reward model on the model's own answers, ranked by people's agreem
 methods     the model changed by each `LanguageMethod`, measured on the held-out questions, as it was *before*
 """
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from qa_helpers.common.io import project_folder, read_json
+from qa_helpers.common.io import project_folder
 from qa_helpers.evaluation.statistics import UNBOUNDED, bootstrap_mean, win_rate
 from qa_helpers.experiment.record import (
     Count,
@@ -20,12 +19,11 @@ from qa_helpers.experiment.record import (
     Machine,
     Name,
     Positive,
-    RecordError,
     Score,
     Seed,
     StrictModel,
-    parse,
 )
+from qa_helpers.rlhf.chain_record import read_as
 
 FOLDER = "rlhf-language"  # in `records/`
 
@@ -123,20 +121,10 @@ class LanguageChainRun(StrictModel):
         return self
 
 
-def read_language_chain(path: Path | str) -> LanguageChainRun:
-    """Read a record.
-
-    Raises:
-        RecordError: naming the file and, where it does not fit the schema, the field.
-    """
-    run: LanguageChainRun = parse(LanguageChainRun, read_json(path, RecordError), str(path))
-    return run
-
-
 def load_language_chains(pattern: str = "*") -> dict[str, LanguageChainRun]:
     """The course's recorded chains on a language model whose names match a glob pattern, by name."""
     paths = sorted((project_folder() / "records" / FOLDER).glob(f"{pattern}.json"))
-    return {path.stem: read_language_chain(path) for path in paths}
+    return {path.stem: read_as(LanguageChainRun, path) for path in paths}
 
 
 def language_table(run: LanguageChainRun) -> tuple[list[str], list[tuple[str, ...]]]:
