@@ -153,10 +153,10 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypat
         store.run_experiment(Experiment(name="x", train_size=4, model="/no-such-model"))
     write_atomically("~/record.json", "x")
     pair = Pair.of("Who?", "Ada or Bob.", "Ada", "Bob")
-    RankingSession([pair], "~/rankings.jsonl", "ada").choose(pair, "A")
-    assert len(read_rankings("~/rankings.jsonl")) == 1
+    RankingSession([pair], "~/rankings.sqlite", "ada").choose(pair, "A")
+    assert len(read_rankings("~/rankings.sqlite")) == 1
     made = {path.name for path in home.iterdir() if not path.name.startswith(".")}
-    assert made == {"data", "runs", "other", "record.json", "rankings.jsonl"}
+    assert made == {"data", "runs", "other", "record.json", "rankings.sqlite"}
     assert list(here.iterdir()) == []
 
 

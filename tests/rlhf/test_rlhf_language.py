@@ -208,7 +208,7 @@ def test_of_what_people_ranked_ties_skips_and_what_was_taken_back_make_no_pair()
 
 
 def test_what_was_ranked_in_a_session_trains_a_model_and_leaves_no_file(chat, policy, tmp_path, monkeypatch):
-    path = tmp_path / "rankings.jsonl"
+    path = tmp_path / "rankings.sqlite"
     texts = {name: getattr(ranking("first"), name) for name in ("question", "context", "first", "second")}
     for user, button in (("ada", "A"), ("bob", "B"), ("eve", "skip")):
         RankingSession([Shown.of(**texts)], path, user).choose(Shown.of(**texts), button)

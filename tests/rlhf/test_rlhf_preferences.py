@@ -210,12 +210,12 @@ def test_ties_skips_and_what_was_taken_back_make_no_pair(question):
 
 
 def test_what_was_ranked_in_a_session_and_read_back_makes_pairs(question, tmp_path):
-    path = tmp_path / "rankings.jsonl"
+    path = tmp_path / "rankings.sqlite"
     shown = Shown.of(**TEXTS, **PLACES)
     for user, button in (("ada", "A"), ("bob", "tie")):
         RankingSession([shown], path, user).choose(shown, button)
     [pair] = ranking_pairs(read_rankings(path), [question])
-    letter = RankingSession([shown], tmp_path / "other.jsonl", "ada").shown(shown)["A"]
+    letter = RankingSession([shown], tmp_path / "other.sqlite", "ada").shown(shown)["A"]
     assert question.text(pair.better) == letter
 
 
