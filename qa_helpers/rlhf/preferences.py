@@ -143,6 +143,14 @@ def make_pairs(
     return pairs
 
 
+def by_question(pairs: Iterable[Pair]) -> dict[int, list[Pair]]:
+    """The pairs of each question, by its place."""
+    groups: dict[int, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.question, []).append(pair)
+    return groups
+
+
 def split_by_article(titles: Sequence[Hashable], share: float = 0.25, seed: int = 0) -> tuple[list[int], list[int]]:
     """The places of the questions to train on and of those held out, which share no article.
 

@@ -22,7 +22,7 @@ from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
 from qa_helpers.evaluation.statistics import Calibration, expected_calibration
 from qa_helpers.rlhf.measure import Reference, ReferenceBatch, collate
 from qa_helpers.rlhf.policy import expectation, to_span
-from qa_helpers.rlhf.preferences import Pair, longer_by
+from qa_helpers.rlhf.preferences import Pair, by_question, longer_by
 
 Pairs = Sequence[Pair]
 LOG_PROB_SCALE = 10.0  # nats: brings the reference's log probabilities to about the size of the states
@@ -144,7 +144,7 @@ def train_reward_model(
     """
     if not pairs or not held_out:
         raise ValueError(f"training takes pairs and held-out pairs; got {len(pairs)} and {len(held_out)}")
-    groups = _by_question(pairs)
+    groups = by_question(pairs)
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.01)
     history = [_epoch(model, references, held_out, 0, float("nan"))]
@@ -166,13 +166,6 @@ def train_reward_model(
             break
     model.load_state_dict(weights)
     return history
-
-
-def _by_question(pairs: Pairs) -> dict[int, list[Pair]]:
-    groups: dict[int, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.question, []).append(pair)
-    return groups
 
 
 def _epoch(
