@@ -11,7 +11,6 @@ independent but for the limits on a span, so that a policy cannot prefer one pai
 preferences make of it: the optimum may lie out of its reach.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -200,8 +199,3 @@ def best_of_n(log_ref: torch.Tensor, reward: torch.Tensor, n: int) -> torch.Tens
     log_best = n * upto.log() + (-torch.expm1(n * torch.log1p(-share))).log()
     found = torch.where(here > 0, log_p - here.log() + log_best, -torch.inf)
     return torch.full_like(found, -torch.inf).scatter(1, order, found).log_softmax(1)
-
-
-def best_of_n_kl_bound(n: int) -> float:
-    """The divergence from the reference, in nats, that best-of-n cannot exceed."""
-    return math.log(n) - (n - 1) / n

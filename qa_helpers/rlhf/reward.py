@@ -22,7 +22,7 @@ from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
 from qa_helpers.evaluation.statistics import Calibration, expected_calibration
 from qa_helpers.rlhf.measure import Reference, ReferenceBatch, collate
 from qa_helpers.rlhf.policy import expectation, to_span
-from qa_helpers.rlhf.preferences import Pair, by_question, longer_by
+from qa_helpers.rlhf.preferences import Pair, by_question
 
 Pairs = Sequence[Pair]
 LOG_PROB_SCALE = 10.0  # nats: brings the reference's log probabilities to about the size of the states
@@ -212,16 +212,6 @@ def log_prob_margins(references: Sequence[Reference], pairs: Pairs) -> np.ndarra
 def accuracy(margin: np.ndarray) -> float:
     """The share of pairs that margins rank as people do, from 0 to 1; where a margin is 0, half a pair."""
     return float((np.sign(margin) + 1).mean() / 2)
-
-
-def compare_rankers(model: RewardModel, references: Sequence[Reference], pairs: Pairs) -> dict[str, float]:
-    """The accuracy, from 0 to 1, of the reward model and of what it must beat to have learned what people want."""
-    return {
-        "reward model": accuracy(margins(model, references, pairs)),
-        "the model's own probability": accuracy(log_prob_margins(references, pairs)),
-        "the shorter answer": accuracy(-longer_by(pairs)),
-        "chance": 0.5,
-    }
 
 
 def ranking_calibration(margin: np.ndarray, bins: int = 5) -> Calibration:

@@ -24,7 +24,7 @@ from qa_helpers.rlhf.chain_record import (
     named_chains,
     read_as,
 )
-from qa_helpers.rlhf.reward import RewardModel, compare_rankers, margins
+from qa_helpers.rlhf.reward import RewardModel, accuracy, log_prob_margins, margins
 from qa_helpers.widgets.playground import available_models
 
 REWARDS = (RewardPlan(name="own", epochs=2), RewardPlan(name="shuffled", flipped=0.5, epochs=1, stop_early=False))
@@ -191,16 +191,15 @@ def test_a_reward_model_is_measured_on_the_held_out_pairs_with_intervals_over_qu
     chain, found = asked
     model, result = chains._train_reward(CHAIN.rewards[0], chain, found)
     pairs = found.pairs["own", "held out"]
-    rankers = compare_rankers(model, found.held_out, pairs)
-    assert result.accuracy["reward model"].value == pytest.approx(100 * rankers["reward model"], abs=0.01)
-    assert result.accuracy["own probability"].value == pytest.approx(
-        100 * rankers["the model's own probability"], abs=0.01
-    )
+    rightly = 100 * accuracy(margins(model, found.held_out, pairs))
+    by_probability = 100 * accuracy(log_prob_margins(found.held_out, pairs))
+    assert result.accuracy["reward model"].value == pytest.approx(rightly, abs=0.01)
+    assert result.accuracy["own probability"].value == pytest.approx(by_probability, abs=0.01)
     right = 50 * (np.sign(margins(model, found.held_out, pairs)) + 1)
     questions = [pair.question for pair in pairs]
     assert result.accuracy["reward model"] == Score.of(bootstrap_mean(right, clusters=questions))
     assert result.accuracy["reward model"] != Score.of(bootstrap_mean(right))
-    learned = compare_rankers(model, found.learn, found.pairs["own", "learn"])["reward model"]
+    learned = accuracy(margins(model, found.learn, found.pairs["own", "learn"]))
     assert result.accuracy["reward model"].value != pytest.approx(100 * learned, abs=0.01)
 
 
