@@ -200,8 +200,8 @@ def language_chain(options: argparse.Namespace) -> int:
     """Run one chain of RLHF on a language model and print what came of it."""
     from qa_helpers.common.io import write_atomically
     from qa_helpers.rlhf.chain_record import read_as
-    from qa_helpers.rlhf.language.chain import named_language_chains, run_language_chain
-    from qa_helpers.rlhf.language.record import LanguageChain, format_language_chain
+    from qa_helpers.rlhf.language.chain import run_language_chain
+    from qa_helpers.rlhf.language.record import LanguageChain, format_language_chain, named_language_chains
 
     plan = _named(options.chain, named_language_chains()) or read_as(LanguageChain, options.chain)
     result = run_language_chain(plan, options.folder)

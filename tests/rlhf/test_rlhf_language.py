@@ -47,13 +47,14 @@ from qa_helpers.rlhf.language.answers import (
     read_answers,
     sample_answers,
 )
-from qa_helpers.rlhf.language.chain import named_language_chains, run_language_chain
+from qa_helpers.rlhf.language.chain import language_outcome, run_language_chain
 from qa_helpers.rlhf.language.record import (
     LanguageChain,
     LanguageChainRun,
     LanguageMethod,
     format_language_chain,
     load_language_chains,
+    named_language_chains,
 )
 from qa_helpers.rlhf.language.reward import (
     AnswerReward,
@@ -65,7 +66,6 @@ from qa_helpers.rlhf.language.reward import (
 from qa_helpers.rlhf.language.updates import (
     LanguageUpdate,
     import_trl,
-    language_outcome,
     train_language_dpo,
     train_language_grpo,
     with_adapter,
@@ -497,14 +497,14 @@ def test_without_its_adapter_a_model_is_as_before_and_can_be_trained_again(chat,
 def test_an_outcome_of_the_reference_has_no_kl_and_of_a_changed_model_it_is_the_samples_log_ratio(chat, policy):
     reward = AnswerReward(torch.randn(10, 32))
     before = language_outcome(policy, chat, ROWS, reward, samples=3)
-    assert before.kl == pytest.approx(0, abs=1e-3)
+    assert before.array("kl") == pytest.approx(0, abs=1e-3)
     assert before.answers == [prediction.text for prediction in answer(policy, chat, ROWS).predictions]
     right = np.array([text == one["id"] for text, one in zip(before.answers, ROWS, strict=True)])
-    assert np.all(before.exact_match == right)
-    assert np.all(before.agreement[right] == 1)
+    assert np.all(before.array("exact_match") == right)
+    assert np.all(before.array("agreement")[right] == 1)
     shake(policy)
     after = language_outcome(policy, chat, ROWS, reward, samples=3)
-    assert after.kl.mean() > 0.1
+    assert after.array("kl").mean() > 0.1
 
 
 # ---- the chain --------------------------------------------------------------------------------------------------

@@ -17,20 +17,12 @@ import torch
 from torch import nn
 
 from qa_helpers.common.device import evaluation_mode, progress_bar
-from qa_helpers.evaluation.written_answers import MAX_NEW_TOKENS, TEMPLATE_OPTIONS, prompt_messages, prompt_tokens
+from qa_helpers.evaluation.written_answers import TEMPLATE_OPTIONS, Written, generate, prompt_messages, prompt_tokens
 from qa_helpers.rlhf.preferences import Candidate, Pair, agreement, make_pairs
 from qa_helpers.rlhf.ranking_store import Ranking
 
 TEMPERATURE = 0.7  # of the policy, but in trl's DPO, which has none; at 1, a model this small writes nonsense
 BATCH_SIZE = 8  # prompts at once; each is read once, however many answers it gets
-
-
-class Written(NamedTuple):
-    """An answer that a language model wrote."""
-
-    ids: list[int]  # its tokens, with the end token unless it was cut
-    text: str  # white space at the ends apart
-    log_probability: float  # of all its tokens together, by the model that wrote it, in nats
 
 
 @dataclass(frozen=True)
@@ -71,72 +63,54 @@ def sample_answers(
     Raises:
         DataError: if a passage is too long.
     """
-    generator = torch.Generator().manual_seed(seed)
     prompts = [prompt_tokens(tokenizer, row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
-    found: list[list[Written]] = [[] for _ in rows]
-    with evaluation_mode(model), progress_bar(total=len(rows), desc="writing", unit="question") as bar:
+    answers: list[list[Written]] = [[] for _ in rows]
+    with (
+        torch.random.fork_rng(),
+        evaluation_mode(model),
+        progress_bar(total=len(rows), desc="writing", unit="question") as bar,
+    ):
+        torch.manual_seed(seed)
         for at in range(0, len(order), BATCH_SIZE):
             chosen = order[at : at + BATCH_SIZE]
-            written = _write(model, tokenizer, [prompts[i] for i in chosen], count + greedy, greedy, generator)
-            for place, i in enumerate(chosen):
-                found[i] = written[place * (count + greedy) : (place + 1) * (count + greedy)]
+            together = [prompts[i] for i in chosen]
+            likeliest = _write(model, tokenizer, together, 1, sample=False) if greedy else []
+            samples = _write(model, tokenizer, together, count)
+            for row, i in enumerate(chosen):
+                answers[i] = likeliest[row : row + 1] + samples[row * count : (row + 1) * count]
             bar.update(len(chosen))
-    return found
+    return answers
+
+
+@torch.inference_mode()
+def _write(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], count: int, sample: bool = True
+) -> list[Written]:
+    """`count` answers to each prompt, those of one prompt together."""
+    read = _read_prompts(model, tokenizer, prompts, torch.full((len(prompts),), count))
+    read.cache.crop(-1)  # `generate` reads the last token itself
+    inputs = {"input_ids": read.ids, "attention_mask": read.mask, "past_key_values": read.cache}
+    return generate(model, tokenizer, inputs, sample, TEMPERATURE)
 
 
 class _Read(NamedTuple):
     """What a model holds of some prompts, repeated for each of their answers, padded on the left."""
 
-    cache: Any
+    ids: torch.Tensor  # (answers, tokens)
     mask: torch.Tensor  # (answers, tokens)
+    cache: Any
     logits: torch.Tensor  # (answers, vocabulary), of the answer's first token
-
-    def positions(self, past: int, tokens: int) -> torch.Tensor:
-        """The positions of each answer's tokens from number `past` on: (answers, tokens)."""
-        return self.mask.sum(1, keepdim=True) + past + torch.arange(tokens, device=self.mask.device)
 
 
 def _read_prompts(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], repeats: torch.Tensor) -> _Read:
-    batch = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(_device(model))
-    mask = batch["attention_mask"]
+    batch = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt")
+    batch = batch.to(next(model.parameters()).device)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
     output = model(**batch, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True, logits_to_keep=1)
     rows = torch.arange(len(prompts), device=mask.device).repeat_interleave(repeats.to(mask.device))
     output.past_key_values.batch_select_indices(rows)
-    return _Read(output.past_key_values, mask[rows], output.logits[rows, -1].float())
-
-
-@torch.inference_mode()
-def _write(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], count: int, greedy: bool, generator: torch.Generator
-) -> list[Written]:
-    """`count` answers to each prompt, those of one prompt together."""
-    read = _read_prompts(model, tokenizer, prompts, torch.full((len(prompts),), count))
-    likeliest = (torch.arange(len(read.mask), device=read.mask.device) % count == 0) & greedy
-    logits, mask, ended = read.logits, read.mask, torch.zeros_like(likeliest)
-    tokens, log_ps = [], []
-    for past in range(MAX_NEW_TOKENS):
-        log_p = (logits / TEMPERATURE).log_softmax(1)
-        drawn = torch.multinomial(log_p.exp().cpu(), 1, generator=generator).to(log_p.device)
-        token = torch.where(likeliest[:, None], log_p.argmax(1, keepdim=True), drawn)
-        token[ended] = tokenizer.eos_token_id
-        tokens.append(token)
-        log_ps.append(log_p.gather(1, token).masked_fill(ended[:, None], 0))
-        ended = ended | (token[:, 0] == tokenizer.eos_token_id)
-        if ended.all() or past + 1 == MAX_NEW_TOKENS:
-            break
-        mask = nn.functional.pad(mask, (0, 1), value=1)
-        position = read.positions(past, 1)
-        output = model(token, attention_mask=mask, position_ids=position, past_key_values=read.cache, use_cache=True)
-        logits = output.logits[:, -1].float()
-    sums = torch.cat(log_ps, 1).sum(1).tolist()
-    return [_written(tokenizer, ids, total) for ids, total in zip(torch.cat(tokens, 1).tolist(), sums, strict=True)]
-
-
-def _written(tokenizer: Any, ids: list[int], log_probability: float) -> Written:
-    end = tokenizer.eos_token_id
-    ids = ids[: ids.index(end) + 1] if end in ids else ids
-    return Written(ids, tokenizer.decode(ids, skip_special_tokens=True).strip(), log_probability)
+    return _Read(ids[rows], mask[rows], output.past_key_values, output.logits[rows, -1].float())
 
 
 @torch.inference_mode()
@@ -173,7 +147,7 @@ def _read_on(model: Any, read: _Read, answers: Sequence[Sequence[int]]) -> tuple
     output = model(
         ids,
         attention_mask=torch.cat([read.mask, inside.to(read.mask)], 1),
-        position_ids=read.positions(0, width),
+        position_ids=read.mask.sum(1, keepdim=True) + torch.arange(width, device=device),
         past_key_values=read.cache,
         output_hidden_states=True,
     )
@@ -201,10 +175,6 @@ def ask(
         Asked(row, some, np.array([agreement(one.text, row["answers"]["text"]) for one in some]), log_p, states)
         for row, some, (log_p, states) in zip(rows, written, readings, strict=True)
     ]
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------
