@@ -185,8 +185,9 @@ def rerun(options: argparse.Namespace) -> int:
 def chain(options: argparse.Namespace) -> int:
     """Run one chain of RLHF and print what its reward models and policies are worth."""
     from qa_helpers.common.io import write_atomically
+    from qa_helpers.experiment.once import read_as
     from qa_helpers.rlhf.chain import run_chain
-    from qa_helpers.rlhf.chain_record import Chain, format_chain, named_chains, read_as
+    from qa_helpers.rlhf.chain_record import Chain, format_chain, named_chains
 
     plan = _named(options.chain, named_chains()) or read_as(Chain, options.chain)
     result = run_chain(plan, options.folder)
@@ -199,7 +200,7 @@ def chain(options: argparse.Namespace) -> int:
 def language_chain(options: argparse.Namespace) -> int:
     """Run one chain of RLHF on a language model and print what came of it."""
     from qa_helpers.common.io import write_atomically
-    from qa_helpers.rlhf.chain_record import read_as
+    from qa_helpers.experiment.once import read_as
     from qa_helpers.rlhf.language.chain import run_language_chain
     from qa_helpers.rlhf.language.record import LanguageChain, format_language_chain, named_language_chains
 

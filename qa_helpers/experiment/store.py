@@ -9,19 +9,18 @@ Files under the runs folder (`$QA_RUNS_DIR`, else `runs/` of the course)::
     .locks/NAME.lock       held by the process that is running it
 """
 
-import contextlib
 import math
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
 from torch import nn
 
 from qa_helpers.common.device import (
@@ -32,7 +31,7 @@ from qa_helpers.common.device import (
     reset_peak_memory,
     set_seed,
 )
-from qa_helpers.common.io import project_folder, storing, user_path, write_atomically
+from qa_helpers.common.io import project_folder, user_path
 from qa_helpers.data.cloze import load_cloze
 from qa_helpers.data.squad import fingerprint, load_qa, sample_indices
 from qa_helpers.data.windows import make_windows, training_features
@@ -42,6 +41,7 @@ from qa_helpers.evaluation.retrieval import retrieval_ranks
 from qa_helpers.evaluation.span_answers import Answers, Result, evaluate
 from qa_helpers.evaluation.statistics import PERCENT_BOUNDS, bootstrap_mean
 from qa_helpers.experiment.lineage import ancestors, average_weights, changed_ancestors, load_run, starting_point
+from qa_helpers.experiment.once import run_once
 from qa_helpers.experiment.record import (
     METRICS,
     Experiment,
@@ -53,7 +53,6 @@ from qa_helpers.experiment.record import (
     Score,
     Scores,
     Timing,
-    read_experiment,
     read_record,
     write_record,
 )
@@ -101,43 +100,25 @@ def run_experiment(experiment: Experiment, folder: Path | str | None = None, aga
             holds another experiment of this name or cannot be written to, or another process is running it.
     """
     home = runs_folder(folder) / experiment.name
-    if again or not (home / "run.json").exists():
+    record = home / "run.json"
+    if again or not record.exists():
         check_work([experiment])  # before anything is replaced
-        with locked(home):
-            if again:
-                _clear(home)
-            _claim(home, experiment)
-            if not (home / "run.json").exists():  # else another process has finished it just now
-                run = _train_and_evaluate(experiment, home)
-                write_record(run, home / "run.json")
-                shutil.rmtree(home / "checkpoints", ignore_errors=True)
-                return run
-    _claim(home, experiment)
-    return _read_back(home / "run.json")
 
+    def result() -> Run:
+        if record.exists():
+            return _read_back(record)
+        run = _train_and_evaluate(experiment, home)
+        write_record(run, record)
+        shutil.rmtree(home / "checkpoints", ignore_errors=True)
+        return run
 
-@contextlib.contextmanager
-def locked(home: Path) -> Iterator[None]:
-    """Keep other processes from running in this folder; the system ends the lock with the process, however it ends.
-
-    The lock lies beside the folder, which `again` removes, and stays when it is released: whoever removed it could
-    remove one that another process has just taken.
-
-    Raises:
-        CourseError: if another process is running there, or what is done inside cannot be written, see `storing`.
-    """
-    path = home.parent / ".locks" / f"{home.name}.lock"
-    with storing(home):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise RecordError(f"{home}: another process is running this experiment; wait for it, or stop it") from None
-        try:
-            yield
-        finally:
-            lock.release()
+    other = (
+        f"holds another experiment of the name '{experiment.name}'; give this one another name, or run it with "
+        "again=True (--again on the command line), which replaces the other"
+    )
+    return run_once(
+        experiment, home / "experiment.json", record, result, other, partial(_clear, home) if again else None
+    )
 
 
 # Questions that a span model and a language model may be trained on, each counted once an epoch: hours on a CPU.
@@ -197,18 +178,6 @@ def _read_back(path: Path) -> Run:
             "again=True (--again on the command line)"
         )
     return run
-
-
-def _claim(home: Path, experiment: Experiment) -> None:
-    """Write down what runs in this folder, or check that it is the same experiment."""
-    description = home / "experiment.json"
-    if not description.exists():
-        write_atomically(description, experiment.model_dump_json(indent=1) + "\n")
-    elif read_experiment(description) != experiment:
-        raise RecordError(
-            f"{home}: holds another experiment of the name '{experiment.name}'; give this one another name, or run "
-            "it with again=True (--again on the command line), which replaces the other"
-        )
 
 
 def _train_and_evaluate(experiment: Experiment, home: Path) -> Run:

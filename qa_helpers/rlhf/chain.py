@@ -8,6 +8,7 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ import torch
 from torch import nn
 
 from qa_helpers.common.device import describe_machine, evaluation_mode, quiet
-from qa_helpers.common.io import write_atomically
 from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.experiment.lineage import ancestors, load_run
-from qa_helpers.experiment.record import Ancestor, Experiment, Machine, RecordError, Score
-from qa_helpers.experiment.store import locked, runs_folder
+from qa_helpers.experiment.once import kept, run_once
+from qa_helpers.experiment.record import Ancestor, Experiment, Machine, Score
+from qa_helpers.experiment.store import runs_folder
 from qa_helpers.rlhf.chain_record import (
     RANKERS,
     Chain,
@@ -31,7 +32,6 @@ from qa_helpers.rlhf.chain_record import (
     PolicyResult,
     RewardPlan,
     RewardResult,
-    read_as,
 )
 from qa_helpers.rlhf.measure import Outcome, Policy, Reference, ReferenceBatch, Reward, ask_reference, collate, outcome
 from qa_helpers.rlhf.policy import best_of_n, closed_form, one_window, policy
@@ -97,21 +97,9 @@ def run_chain(chain: Chain, folder: Path | str | None = None) -> ChainRun:
     """
     quiet()
     home = runs_folder(folder) / chain.name
-    with locked(home):
-        _claim(home, chain)
-        if (home / RECORD).exists():
-            return read_as(ChainRun, home / RECORD)
-        run = _run(chain, home)
-        write_atomically(home / RECORD, run.model_dump_json() + "\n")
-        return run
-
-
-def _claim(home: Path, chain: Chain) -> None:
-    description = home / "chain.json"
-    if not description.exists():
-        write_atomically(description, chain.model_dump_json(indent=1) + "\n")
-    elif read_as(Chain, description) != chain:
-        raise RecordError(f"{home}: holds another chain of the name '{chain.name}'; give this one another name")
+    other = f"holds another chain of the name '{chain.name}'; give this one another name"
+    result = partial(kept, home / RECORD, ChainRun, lambda: _run(chain, home))
+    return run_once(chain, home / "chain.json", home / RECORD, result, other)
 
 
 def _run(chain: Chain, home: Path) -> ChainRun:
@@ -121,11 +109,8 @@ def _run(chain: Chain, home: Path) -> ChainRun:
     rewards = {plan.name: _train_reward(plan, chain, asked) for plan in chain.rewards}
     policies = {}
     for plan in chain.policies:
-        path = home / "policies" / f"{plan.name}.json"
-        if not path.exists():
-            result = _change(plan, chain, copy.deepcopy(model), tokenizer, asked, rewards)
-            write_atomically(path, result.model_dump_json() + "\n")
-        policies[plan.name] = read_as(PolicyResult, path)
+        change = partial(_change, plan, chain, model, tokenizer, asked, rewards)
+        policies[plan.name] = kept(home / "policies" / f"{plan.name}.json", PolicyResult, change)
     first = rewards[chain.rewards[0].name][0]
     return ChainRun(
         chain=chain,
@@ -279,7 +264,8 @@ def _rankers(model: RewardModel, asked: _Asked, rankings: str) -> dict[str, Scor
 def _change(
     plan: PolicyPlan, chain: Chain, model: nn.Module, tokenizer: Any, asked: _Asked, rewards: Rewards
 ) -> PolicyResult:
-    """Change a model of its own, and measure it by the reward model that it was changed by and by the first."""
+    """Change a copy of the model, and measure it by the reward model that it was changed by and by the first."""
+    model = copy.deepcopy(model)
     reward, first = rewards[plan.reward][0], rewards[chain.rewards[0].name][0]
     begin = time.perf_counter()
     history = _update(plan, chain, model, tokenizer, asked, reward)

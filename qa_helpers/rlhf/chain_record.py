@@ -7,14 +7,14 @@ policies    a changed model for each `PolicyPlan`, measured on the held-out ques
 """
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from qa_helpers.common.io import project_folder, read_json
+from qa_helpers.common.io import project_folder
 from qa_helpers.experiment.catalogue import SCALES, SEEDS, Scale
+from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.record import (
     Ancestor,
     Count,
@@ -28,10 +28,8 @@ from qa_helpers.experiment.record import (
     Seed,
     StrictModel,
     change,
-    parse,
 )
 
-Form = TypeVar("Form", bound=StrictModel)
 # What a reward model must beat to have learned what people want stands beside it.
 RANKERS = ("reward model", "shorter answer", "own probability")
 
@@ -248,16 +246,6 @@ def named_chains() -> dict[str, Chain]:
 
 
 # ---- records ---------------------------------------------------------------------------------------------------
-def read_as(form: type[Form], path: Path | str) -> Form:
-    """A JSON file as what it is to hold, such as a `Chain` or a `ChainRun`.
-
-    Raises:
-        RecordError: naming the file and, where it does not fit the schema, the field.
-    """
-    read: Form = parse(form, read_json(path, RecordError), str(path))
-    return read
-
-
 def load_chains(pattern: str = "*") -> dict[str, ChainRun]:
     """The course's recorded chains whose names match a glob pattern, by name."""
     paths = sorted((project_folder() / "records" / "rlhf").glob(f"{pattern}.json"))

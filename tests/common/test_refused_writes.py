@@ -14,7 +14,7 @@ from little_space import no_file_longer_than
 
 from qa_helpers.__main__ import main
 from qa_helpers.common.io import CourseError, check_writable, user_path, write_atomically
-from qa_helpers.experiment import store
+from qa_helpers.experiment import once, store
 from qa_helpers.experiment.record import EvalSet, Experiment, write_record
 
 ROOT = Path(__file__).parents[2]
@@ -96,9 +96,9 @@ def test_what_may_be_written_leaves_nothing_behind_when_it_is_tried(tmp_path):
 
 
 def test_other_faults_are_not_taken_for_a_full_disk(tmp_path):
-    with pytest.raises(RuntimeError, match=r"^CUDA error"), store.locked(tmp_path / "x"):
+    with pytest.raises(RuntimeError, match=r"^CUDA error"), once.locked(tmp_path / "x"):
         raise RuntimeError("CUDA error: out of memory")
-    with pytest.raises(ConnectionError), store.locked(tmp_path / "x"):
+    with pytest.raises(ConnectionError), once.locked(tmp_path / "x"):
         raise ConnectionError
 
 

@@ -11,6 +11,7 @@ from qa_helpers.__main__ import main
 from qa_helpers.data.squad import ASSETS, DataError, load_qa
 from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.experiment.catalogue import named_experiments
+from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.record import Ancestor, Experiment, Fingerprints, RecordError, Score, change
 from qa_helpers.rlhf import chain as chains
 from qa_helpers.rlhf.chain import run_chain
@@ -22,7 +23,6 @@ from qa_helpers.rlhf.chain_record import (
     format_chain,
     load_chains,
     named_chains,
-    read_as,
 )
 from qa_helpers.rlhf.reward import RewardModel, accuracy, log_prob_margins, margins
 from qa_helpers.widgets.playground import available_models

@@ -31,8 +31,8 @@ from qa_helpers.evaluation.written_answers import (
     prompt_tokens,
     training_features,
 )
+from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.record import RecordError, Score, change
-from qa_helpers.rlhf.chain_record import read_as
 from qa_helpers.rlhf.language import chain, updates
 from qa_helpers.rlhf.language.answers import (
     TEMPERATURE,

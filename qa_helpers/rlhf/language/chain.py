@@ -7,6 +7,7 @@ simplifies: the changed models are not kept, and the answers to learn on are wri
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,13 @@ import numpy as np
 from torch import nn
 
 from qa_helpers.common.device import default_device, describe_machine, peak_memory_mib
-from qa_helpers.common.io import write_atomically
 from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation.span_answers import exact_match, f1
 from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.evaluation.written_answers import load_chat_tokenizer, load_language_model, prompt_tokens
-from qa_helpers.experiment.record import Machine, RecordError, Score
-from qa_helpers.experiment.store import locked, runs_folder
-from qa_helpers.rlhf.chain_record import read_as
+from qa_helpers.experiment.once import kept, run_once
+from qa_helpers.experiment.record import Machine, Score
+from qa_helpers.experiment.store import runs_folder
 from qa_helpers.rlhf.language.answers import Asked, answer_pairs, ask, paired_texts, preference_dataset
 from qa_helpers.rlhf.language.record import (
     LanguageChain,
@@ -67,23 +67,14 @@ def run_language_chain(chain: LanguageChain, folder: Path | str | None = None) -
             another process is running it.
     """
     home = runs_folder(folder) / chain.name
-    with locked(home):
-        home.mkdir(parents=True, exist_ok=True)
-        description = home / "language-chain.json"
-        if not description.exists():
-            write_atomically(description, chain.model_dump_json(indent=1) + "\n")
-        elif read_as(LanguageChain, description) != chain:
-            raise RecordError(f"{home}: holds another chain of the name '{chain.name}'; give this one another name")
-        if (home / RECORD).exists():
-            return read_as(LanguageChainRun, home / RECORD)
-        import_trl()  # first of all: without it, nothing below is worth its time
-        model, tokenizer = load_language_model(chain.model).to(default_device()), load_chat_tokenizer(chain.model)
-        run = _run(chain, model, tokenizer, home)
-        write_atomically(home / RECORD, run.model_dump_json() + "\n")
-        return run
+    other = f"holds another chain of the name '{chain.name}'; give this one another name"
+    result = partial(kept, home / RECORD, LanguageChainRun, lambda: _run(chain, home))
+    return run_once(chain, home / "language-chain.json", home / RECORD, result, other)
 
 
-def _run(chain: LanguageChain, model: nn.Module, tokenizer: Any, home: Path) -> LanguageChainRun:
+def _run(chain: LanguageChain, home: Path) -> LanguageChainRun:
+    import_trl()  # first of all: without it, nothing below is worth its time
+    model, tokenizer = load_language_model(chain.model).to(default_device()), load_chat_tokenizer(chain.model)
     parts = _questions(chain, tokenizer)
     learn, stop = (ask(model, tokenizer, rows, chain.samples, chain.seed) for rows in (parts.learn, parts.stop))
     pairs = answer_pairs(learn, chain.seed)
@@ -93,13 +84,8 @@ def _run(chain: LanguageChain, model: nn.Module, tokenizer: Any, home: Path) -> 
     preferences = preference_dataset(paired_texts(learn, pairs))
     methods = {}
     for plan in chain.methods:
-        path = home / "methods" / f"{plan.name}.json"
-        if not path.exists():
-            model = with_adapter(model, chain.seed)
-            result = _change(chain, plan, model, tokenizer, parts, preferences, reward)
-            write_atomically(path, result.model_dump_json() + "\n")
-            model = without_adapter(model)
-        methods[plan.name] = read_as(LanguageResult, path)
+        change = partial(_change, chain, plan, model, tokenizer, parts, preferences, reward)
+        methods[plan.name] = kept(home / "methods" / f"{plan.name}.json", LanguageResult, change)
     machine = describe_machine()
     machine["versions"]["trl"] = metadata.version("trl")
     counts = {"learn": parts.learn, "stop": parts.stop, "held out": parts.held_out}
@@ -167,6 +153,7 @@ def _change(
     preferences: Any,
     reward: AnswerReward,
 ) -> LanguageResult:
+    model = with_adapter(model, chain.seed)
     update = LanguageUpdate(plan.steps, plan.batch, chain.samples, plan.beta, plan.learning_rate, chain.seed)
     begin = time.perf_counter()
     if plan.method == "dpo":
@@ -175,10 +162,10 @@ def _change(
         judge = reward_function(reward, model, tokenizer)
         steps = train_language_grpo(model, tokenizer, parts.learn, judge, update)
     seconds = round(time.perf_counter() - begin, 1)
+    final = language_outcome(model, tokenizer, parts.held_out, reward, chain.samples, chain.seed + 2)
+    without_adapter(model)
     return LanguageResult(
-        steps=[{name: round(value, 4) for name, value in step.items()} for step in steps],
-        final=language_outcome(model, tokenizer, parts.held_out, reward, chain.samples, chain.seed + 2),
-        seconds=seconds,
+        steps=[{name: round(value, 4) for name, value in step.items()} for step in steps], final=final, seconds=seconds
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from qa_helpers.common.io import project_folder
 from qa_helpers.evaluation.statistics import UNBOUNDED, bootstrap_mean, win_rate
+from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.record import (
     Count,
     Fraction,
@@ -21,7 +22,7 @@ from qa_helpers.experiment.record import (
     Seed,
     StrictModel,
 )
-from qa_helpers.rlhf.chain_record import Columns, MeasuredRun, read_as
+from qa_helpers.rlhf.chain_record import Columns, MeasuredRun
 
 FOLDER = "rlhf-language"  # in `records/`
 
