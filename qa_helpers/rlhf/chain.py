@@ -18,7 +18,6 @@ from torch import nn
 
 from qa_helpers.common.device import describe_machine, evaluation_mode, quiet
 from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
-from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.experiment.lineage import ancestors, load_run
 from qa_helpers.experiment.once import kept, run_once
 from qa_helpers.experiment.record import Ancestor, Experiment, Machine, Score
@@ -52,6 +51,7 @@ from qa_helpers.rlhf.reward import (
     length_correlation,
     log_prob_margins,
     margins,
+    ranked_rightly,
     ranking_calibration,
     train_reward_model,
 )
@@ -246,18 +246,14 @@ def _reward_result(
 
 
 def _rankers(model: RewardModel, asked: _Asked, rankings: str) -> dict[str, Score]:
-    """Accuracies on held-out pairs, in percent, with intervals over questions; none where no pair differs enough."""
+    """On held-out pairs, with intervals over questions; none where no pair differs enough."""
     pairs = asked.pairs[rankings, "held out"]
-    if len({pair.question for pair in pairs}) < 2:
-        return {}
     preferred = (
         margins(model, asked.held_out, pairs),
         -longer_by(pairs).astype(float),
         log_prob_margins(asked.held_out, pairs),
     )
-    questions = [pair.question for pair in pairs]
-    right = [bootstrap_mean(50 * (np.sign(margin) + 1), clusters=questions) for margin in preferred]
-    return {name: Score.of(interval) for name, interval in zip(RANKERS, right, strict=True)}
+    return ranked_rightly(dict(zip(RANKERS, preferred, strict=True)), [pair.question for pair in pairs])
 
 
 # ---- the policies ----------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def policy_candidates(
     """
     log_p = log_p.detach().cpu()
     even = torch.where(log_p.isneginf(), log_p, 0.0).log_softmax(1)
-    found = []
+    proposed = []
     for i, question in enumerate(questions):
         top = log_p[i].topk(min(best, int((~log_p[i].isneginf()).sum()))).indices
         drawn = [sample(p[i : i + 1], n, generator)[0] if n else top[:0] for p, n in ((log_p, samples), (even, random))]
@@ -82,8 +82,8 @@ def policy_candidates(
             for action in actions.tolist():
                 text = question.text(action)
                 candidates.setdefault(action, Candidate(action, text, agreement(text, answers), source))  # type: ignore[arg-type]
-        found.append(list(candidates.values()))
-    return found
+        proposed.append(list(candidates.values()))
+    return proposed
 
 
 def human_candidates(questions: Sequence[Question]) -> list[list[Candidate]]:
@@ -91,17 +91,17 @@ def human_candidates(questions: Sequence[Question]) -> list[list[Candidate]]:
 
     The weak variant: a reward model trained on these has seen good answers only.
     """
-    found = []
+    proposed = []
     for number, question in enumerate(questions):
         answers = given_answers(question.row, f"question {number}")
         candidates: dict[int, Candidate] = {}
-        for place, action in enumerate(answer_actions(question)):
-            others = answers[:place] + answers[place + 1 :]
+        for annotator, action in enumerate(answer_actions(question)):
+            others = answers[:annotator] + answers[annotator + 1 :]
             if action is not None and others:
                 text = question.text(action)
                 candidates.setdefault(action, Candidate(action, text, agreement(text, others), "person"))
-        found.append(list(candidates.values()))
-    return found
+        proposed.append(list(candidates.values()))
+    return proposed
 
 
 def answer_actions(question: Question) -> list[int | None]:
@@ -132,12 +132,12 @@ def make_pairs(
         raise ValueError(f"a margin of {margin} would rank answers that people agree with equally")
     rng = np.random.default_rng(seed)
     pairs = []
-    for place, ranked in enumerate(candidates):
+    for question, ranked in enumerate(candidates):
         here = [
-            Pair(place, one.action, other.action)
-            for one in ranked
-            for other in ranked
-            if one.agreement - other.agreement >= margin - 1e-9  # 0.6 - 0.4 is 0.2, but not to a computer
+            Pair(question, better.action, worse.action)
+            for better in ranked
+            for worse in ranked
+            if better.agreement - worse.agreement >= margin - 1e-9  # 0.6 - 0.4 is 0.2, but not to a computer
         ]
         pairs += [here[i] for i in sorted(rng.permutation(len(here))[:most])]
     return pairs
@@ -208,17 +208,17 @@ def ranking_pairs(rankings: Iterable[Ranking], questions: Sequence[Question]) ->
         RankingError: if a ranking's question is not among them or has another passage, an answer has no start, or is
             no span of whole tokens that a policy may choose.
     """
-    places = {question.row["id"]: place for place, question in enumerate(questions)}
+    by_id = {question.row["id"]: number for number, question in enumerate(questions)}
     pairs = []
     for ranking in rankings:
         if ranking.choice not in ("first", "second"):
             continue
-        place = places.get(ranking.question_id)
-        if place is None or questions[place].row["context"] != ranking.context:
+        number = by_id.get(ranking.question_id)
+        if number is None or questions[number].row["context"] != ranking.context:
             raise RankingError(f"question '{ranking.question_id}' of the rankings is not among the questions given")
-        first = _action(questions[place], ranking.first, ranking.first_start)
-        second = _action(questions[place], ranking.second, ranking.second_start)
-        pairs.append(Pair(place, first, second) if ranking.choice == "first" else Pair(place, second, first))
+        first = _action(questions[number], ranking.first, ranking.first_start)
+        second = _action(questions[number], ranking.second, ranking.second_start)
+        pairs.append(Pair(number, first, second) if ranking.choice == "first" else Pair(number, second, first))
     return pairs
 
 

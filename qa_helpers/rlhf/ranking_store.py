@@ -159,13 +159,13 @@ def _database(path: Path) -> Iterator[sqlite3.Connection]:
         yield database
 
 
-def _parse(ranking: str, place: str) -> Ranking:
+def _parse(ranking: str, where: str) -> Ranking:
     try:
         return Ranking.model_validate_json(ranking)
     except ValidationError as problem:
         first = problem.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(step) for step in first["loc"])
-        raise RankingError(f"{place}: {field}: {first['msg']}" if field else f"{place}: {first['msg']}") from None
+        raise RankingError(f"{where}: {field}: {first['msg']}" if field else f"{where}: {first['msg']}") from None
 
 
 def standing(history: Iterable[Ranking]) -> list[Ranking]:
@@ -218,8 +218,8 @@ class RankingSession:
         for ranking in history:
             if self.pairs.get(ranking.id, ranking.pair) != ranking.pair:
                 raise RankingError(f"{path}: ranks other texts under the id '{ranking.id}'; use another file or id")
-        mine = [one for one in standing(history) if one.user == self.user and one.id in self.pairs]
-        self.chosen: dict[str, Choice] = {one.id: one.choice for one in mine}  # in the order in which they were made
+        mine = [ranking for ranking in standing(history) if ranking.user == self.user and ranking.id in self.pairs]
+        self.chosen: dict[str, Choice] = {ranking.id: ranking.choice for ranking in mine}  # in the order of choosing
 
     @property
     def current(self) -> Pair | None:
@@ -307,17 +307,18 @@ def agreement(rankings: Iterable[Ranking]) -> list[UserAgreement]:
     for ranking in rankings:
         if ranking.choice not in ("skip", "undo"):
             chosen.setdefault(ranking.user, {})[ranking.id] = ranking.choice
-    found = []
-    for one, other in combinations(sorted(chosen), 2):
-        both = [(choice, chosen[other][id]) for id, choice in chosen[one].items() if id in chosen[other]]
+    agreed = []
+    for users in combinations(sorted(chosen), 2):
+        mine, theirs = (chosen[user] for user in users)
+        both = [(choice, theirs[id]) for id, choice in mine.items() if id in theirs]
         if both:
-            found.append(UserAgreement((one, other), len(both), *_cohen(both)))
-    return found
+            agreed.append(UserAgreement(users, len(both), *_cohen(both)))
+    return agreed
 
 
 def _cohen(both: Sequence[tuple[Choice, Choice]]) -> tuple[float, float]:
     count = len(both)
     mine, theirs = (Counter(choices) for choices in zip(*both, strict=True))
-    raw = sum(one == other for one, other in both) / count
+    raw = sum(my_choice == their_choice for my_choice, their_choice in both) / count
     chance = sum(mine[choice] * theirs[choice] for choice in mine) / count**2
     return raw, (raw - chance) / (1 - chance) if chance < 1 else float("nan")

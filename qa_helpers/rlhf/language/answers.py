@@ -128,21 +128,21 @@ def read_answers(
     Returns:
         For each prompt (answers,) log probabilities in nats, and (answers, units) float32 states on the CPU.
     """
-    found = []
+    readings: list[tuple[np.ndarray, torch.Tensor]] = []
     with evaluation_mode(model):
         for at in range(0, len(prompts), BATCH_SIZE):
             here = answers[at : at + BATCH_SIZE]
             counts = [len(some) for some in here]
             read = _read_prompts(model, tokenizer, prompts[at : at + BATCH_SIZE], torch.tensor(counts))
             log_ps, states = _read_on(model, read, [ids for some in here for ids in some])
-            found += list(zip((part.numpy() for part in log_ps.split(counts)), states.split(counts), strict=True))
-    return found
+            readings += list(zip((part.numpy() for part in log_ps.split(counts)), states.split(counts), strict=True))
+    return readings
 
 
 def _read_on(model: Any, read: _Read, answers: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     device, width = read.mask.device, max(map(len, answers))
     lengths = torch.tensor([len(ids) for ids in answers], device=device)
-    ids = torch.tensor([[*one, *[0] * (width - len(one))] for one in answers], device=device)
+    ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens in answers], device=device)
     inside = torch.arange(width, device=device) < lengths[:, None]
     output = model(
         ids,
@@ -151,13 +151,12 @@ def _read_on(model: Any, read: _Read, answers: Sequence[Sequence[int]]) -> tuple
         past_key_values=read.cache,
         output_hidden_states=True,
     )
-    found = []
-    for i, one in enumerate(answers):  # one at a time: of all together, the vocabulary's floats would fill a GiB
-        logits = torch.cat([read.logits[i, None], output.logits[i, : len(one) - 1].float()])
-        found.append((logits / TEMPERATURE).log_softmax(1).gather(1, ids[i, : len(one), None]).sum())
-    log_p = torch.stack(found)
+    log_ps = []
+    for i, tokens in enumerate(answers):  # one at a time: of all together, the vocabulary's floats would fill a GiB
+        logits = torch.cat([read.logits[i, None], output.logits[i, : len(tokens) - 1].float()])
+        log_ps.append((logits / TEMPERATURE).log_softmax(1).gather(1, ids[i, : len(tokens), None]).sum())
     last = output.hidden_states[-1][torch.arange(len(answers), device=device), lengths - 1]
-    return log_p.cpu(), last.float().cpu()
+    return torch.stack(log_ps).cpu(), last.float().cpu()
 
 
 def ask(
@@ -170,10 +169,10 @@ def ask(
     written = sample_answers(model, tokenizer, rows, count, seed, greedy)
     prompts = [prompt_tokens(tokenizer, row) for row in rows]
     with frozen(model):
-        readings = read_answers(model, tokenizer, prompts, [[one.ids for one in some] for some in written])
+        readings = read_answers(model, tokenizer, prompts, [[answer.ids for answer in answers] for answers in written])
     return [
-        Asked(row, some, np.array([agreement(one.text, row["answers"]["text"]) for one in some]), log_p, states)
-        for row, some, (log_p, states) in zip(rows, written, readings, strict=True)
+        Asked(row, answers, np.array([agreement(each.text, row["answers"]["text"]) for each in answers]), *reading)
+        for row, answers, reading in zip(rows, written, readings, strict=True)
     ]
 
 
@@ -184,11 +183,8 @@ def answer_pairs(asked: Sequence[Asked], seed: int = 0) -> list[Pair]:
     A pair's actions are the answers' places among the question's.
     """
     candidates = [
-        [
-            Candidate(i, one.text, float(far), "sample")
-            for i, (one, far) in enumerate(zip(it.answers, it.agreement, strict=True))
-        ]
-        for it in asked
+        [Candidate(i, answer.text, float(each.agreement[i]), "sample") for i, answer in enumerate(each.answers)]
+        for each in asked
     ]
     return make_pairs(candidates, seed=seed)
 
@@ -207,12 +203,17 @@ def preference_dataset(pairs: Iterable[tuple[dict[str, Any], str, str]]) -> Any:
     def said(text: str) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": text}]
 
-    columns: dict[str, list[Any]] = {"prompt": [], "chosen": [], "rejected": [], "chat_template_kwargs": []}
-    for row, chosen, rejected in pairs:
-        values = (prompt_messages(row), said(chosen), said(rejected), TEMPLATE_OPTIONS)
-        for column, value in zip(columns.values(), values, strict=True):
-            column.append(value)
-    return Dataset.from_dict(columns)
+    return Dataset.from_list(
+        [
+            {
+                "prompt": prompt_messages(row),
+                "chosen": said(chosen),
+                "rejected": said(rejected),
+                "chat_template_kwargs": TEMPLATE_OPTIONS,
+            }
+            for row, chosen, rejected in pairs
+        ]
+    )
 
 
 def ranked_texts(rankings: Iterable[Ranking]) -> list[tuple[dict[str, Any], str, str]]:
@@ -220,14 +221,16 @@ def ranked_texts(rankings: Iterable[Ranking]) -> list[tuple[dict[str, Any], str,
 
     A pair for each user that preferred one answer; ties and skipped ones make none.
     """
-    found = []
-    for one in rankings:
-        if one.choice in ("first", "second"):
-            texts = (one.first, one.second) if one.choice == "first" else (one.second, one.first)
-            found.append(({"question": one.question, "context": one.context}, *texts))
-    return found
+    return [
+        (
+            {"question": ranking.question, "context": ranking.context},
+            *((ranking.first, ranking.second) if ranking.choice == "first" else (ranking.second, ranking.first)),
+        )
+        for ranking in rankings
+        if ranking.choice in ("first", "second")
+    ]
 
 
 def paired_texts(asked: Sequence[Asked], pairs: Iterable[Pair]) -> list[tuple[dict[str, Any], str, str]]:
     """The pairs of `answer_pairs` for `preference_dataset`."""
-    return [(asked[q].row, asked[q].answers[one].text, asked[q].answers[other].text) for q, one, other in pairs]
+    return [(asked[q].row, asked[q].answers[better].text, asked[q].answers[worse].text) for q, better, worse in pairs]

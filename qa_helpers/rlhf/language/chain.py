@@ -18,10 +18,9 @@ from torch import nn
 from qa_helpers.common.device import default_device, describe_machine, peak_memory_mib
 from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation.span_answers import exact_match, f1
-from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.evaluation.written_answers import load_chat_tokenizer, load_language_model, prompt_tokens
 from qa_helpers.experiment.once import kept, run_once
-from qa_helpers.experiment.record import Machine, Score
+from qa_helpers.experiment.record import Machine
 from qa_helpers.experiment.store import runs_folder
 from qa_helpers.rlhf.language.answers import Asked, answer_pairs, ask, paired_texts, preference_dataset
 from qa_helpers.rlhf.language.record import (
@@ -42,6 +41,7 @@ from qa_helpers.rlhf.language.updates import (
     without_adapter,
 )
 from qa_helpers.rlhf.preferences import Pair, split_by_article
+from qa_helpers.rlhf.reward import ranked_rightly
 
 RECORD = "language-run.json"  # not `run.json`, which marks a run with a model of its own
 
@@ -131,16 +131,12 @@ Ranked = tuple[Sequence[Asked], Sequence[Pair]]
 def _reward(learn: Ranked, stop: Ranked, held_out: Ranked) -> tuple[AnswerReward, LanguageReward]:
     reward, history = train_answer_reward(learn, stop)
     asked, pairs = held_out
-    clusters = [asked[pair.question].row["title"] for pair in pairs]
-    scores = {}
-    if len(set(clusters)) > 1:
-        for name, margin in ranker_margins(reward, asked, pairs).items():
-            scores[name] = Score.of(bootstrap_mean(50 * (np.sign(margin) + 1), clusters=clusters))
+    articles = [asked[pair.question].row["title"] for pair in pairs]
     return reward, LanguageReward(
         pairs={"learn": len(learn[1]), "stop": len(stop[1]), "held out": len(pairs)},
         epochs=[(epoch.epoch, round(epoch.loss, 4), round(epoch.accuracy, 4)) for epoch in history[::10]],
         best_epoch=min(history, key=lambda epoch: epoch.loss).epoch,
-        accuracy=scores,
+        accuracy=ranked_rightly(ranker_margins(reward, asked, pairs), articles) if pairs else {},
     )
 
 

@@ -167,11 +167,11 @@ def _refuse_long(tokenizer: Any, preferences: Any) -> None:
         )
         for pair in preferences
     ]
-    long = [place for place, length in enumerate(lengths) if length > LONGEST]
+    long = [number for number, length in enumerate(lengths, 1) if length > LONGEST]
     if long:
         raise DataError(
             f"{len(long)} of {len(lengths)} preference pairs take more than {LONGEST:,} tokens with their passage, the "
-            f"first of them (no. {long[0] + 1}) {lengths[long[0]]:,}; leave them out, or shorten passage or answer"
+            f"first of them (no. {long[0]}) {lengths[long[0] - 1]:,}; leave them out, or shorten passage or answer"
         )
 
 
