@@ -110,11 +110,6 @@ class Outcome:
     agreement: np.ndarray  # with all annotators, from 0 to 1, see `preferences.agreement`
     tokens: np.ndarray  # of the answers
 
-    def objective(self, beta: float) -> np.ndarray:
-        """Mean reward less beta * KL, a value a question."""
-        value: np.ndarray = self.reward - beta * self.kl
-        return value
-
     def means(self) -> dict[str, float]:
         """The mean of each over the questions; EM, F1 and agreement in percent."""
         names = ("reward", "kl", "exact_match", "f1", "agreement", "tokens")

@@ -29,7 +29,7 @@ FOLDER = "rlhf-language"  # in `records/`
 
 # ---- what is to be done ----------------------------------------------------------------------------------------
 class LanguageMethod(StrictModel):
-    """A way to change the language model; see `language_updates.LanguageUpdate`."""
+    """A way to change the language model; see `updates.LanguageUpdate`."""
 
     name: Name
     method: Literal["dpo", "grpo"]
@@ -81,7 +81,7 @@ class LanguageReward(StrictModel):
 class LanguageResult(StrictModel):
     """What a method made of the language model."""
 
-    steps: list[dict[Line, float]]  # trl's figures, see `language_updates.LOGGED`
+    steps: list[dict[Line, float]]  # trl's figures, see `updates.LOGGED`
     final: LanguageColumns
     seconds: Annotated[float, Field(ge=0)]  # of training
 

@@ -87,7 +87,7 @@ def train_language_dpo(
     Args:
         model: from `with_adapter`.
         tokenizer: from `load_chat_tokenizer`.
-        preferences: from `language_answers.preference_dataset`.
+        preferences: from `answers.preference_dataset`.
         update: how.
 
     Returns:
@@ -126,7 +126,7 @@ def train_language_grpo(
         model: from `with_adapter`.
         tokenizer: from `load_chat_tokenizer`.
         rows: questions with `question` and `context`.
-        reward: of trl's form, such as `language_answers.reward_function` makes; takes `prompts`, `completions` and
+        reward: of trl's form, such as `reward.reward_function` makes; takes `prompts`, `completions` and
             `completion_ids` and gives a number for each.
         update: how.
 
