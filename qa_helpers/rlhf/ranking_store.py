@@ -27,9 +27,7 @@ from qa_helpers.common.moved import LAST_COMMIT
 Choice = Literal["first", "second", "tie", "skip", "undo"]
 LOCK_SECONDS = 5.0  # how long to wait while another process writes
 TABLE = "CREATE TABLE IF NOT EXISTS rankings (number INTEGER PRIMARY KEY AUTOINCREMENT, ranking TEXT NOT NULL)"
-NO_RANKINGS = (
-    f"is no file of rankings, and is left as it is; give another (up to commit {LAST_COMMIT} they were lines of text)"
-)
+NO_RANKINGS = f"is no file of rankings, and is left as it is; give another (they were text up to commit {LAST_COMMIT})"
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -88,17 +86,15 @@ def read_history(path: Path | str) -> list[Ranking]:
     Raises:
         RankingError: naming the file, the choice and what is wrong with it.
     """
-    path = user_path(path)
-    if not _is_there(path):
+    if not _is_there(path := user_path(path)):
         return []
     try:
         with _database(path) as database:
-            damage = [words for (words,) in database.execute("PRAGMA quick_check") if words != "ok"]
+            if database.execute("PRAGMA quick_check").fetchall() != [("ok",)]:
+                raise sqlite3.DatabaseError("it is damaged; take an earlier copy")
             rows = database.execute("SELECT number, ranking FROM rankings ORDER BY number").fetchall()
     except (sqlite3.Error, UnicodeDecodeError) as problem:
         raise RankingError(f"{path}: cannot be read as a file of rankings: {problem}") from None
-    if damage:
-        raise RankingError(f"{path}: is damaged; take an earlier copy of it, or give another file")
     return [_parse(ranking, f"{path}: choice {number}") for number, ranking in rows]
 
 
@@ -117,20 +113,15 @@ def append_ranking(path: Path | str, ranking: Ranking) -> None:
             database.execute(TABLE)
             database.execute("INSERT INTO rankings (ranking) VALUES (?)", [ranking.model_dump_json()])
     except (OSError, sqlite3.Error) as problem:
-        if getattr(problem, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
-            raise RankingError(f"{path}: another program is writing to it; choose again in a moment") from None
         reason = getattr(problem, "strerror", None) or problem
-        raise RankingError(
-            f"{path}: this choice could not be written ({reason}); all earlier ones are kept; mend it and choose again"
-        ) from None
+        words = f"this choice could not be written ({reason}); all earlier ones are kept; mend it and choose again"
+        if getattr(problem, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            words = "another program is writing to it; choose again in a moment"
+        raise RankingError(f"{path}: {words}") from None
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is such a file, and something in it.
-
-    Raises:
-        RankingError: if it is none of SQLite's.
-    """
+    """Whether there is such a file, and something in it; an error if it is none of SQLite's."""
     try:
         with open(path, "rb") as file:
             start = file.read(64)
@@ -145,11 +136,7 @@ def _is_there(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _database(path: Path) -> Iterator[sqlite3.Connection]:
-    """The file, open; of a transaction that is begun within, all is done, or after an error nothing.
-
-    Raises:
-        RankingError: if it is a database of something else.
-    """
+    """The file, open, if it is one of rankings; of a transaction begun within, all is done, or after an error none."""
     connection = sqlite3.connect(path.absolute(), timeout=LOCK_SECONDS, isolation_level=None)
     with contextlib.closing(connection) as database, database:
         database.execute("PRAGMA synchronous = EXTRA")  # on the disk before COMMIT returns, also that the journal ends
@@ -164,8 +151,8 @@ def _parse(ranking: str, where: str) -> Ranking:
         return Ranking.model_validate_json(ranking)
     except ValidationError as problem:
         first = problem.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(step) for step in first["loc"])
-        raise RankingError(f"{where}: {field}: {first['msg']}" if field else f"{where}: {first['msg']}") from None
+        field = ".".join(map(str, first["loc"]))
+        raise RankingError(": ".join(filter(None, (where, field, first["msg"])))) from None
 
 
 def standing(history: Iterable[Ranking]) -> list[Ranking]:
@@ -228,8 +215,7 @@ class RankingSession:
 
     def is_swapped(self, pair: Pair) -> bool:
         """Whether the second answer of a pair is shown as A."""
-        digest = hashlib.sha256(json.dumps([self.seed, self.user, pair.id]).encode()).digest()
-        return bool(digest[0] & 1)
+        return bool(hashlib.sha256(json.dumps([self.seed, self.user, pair.id]).encode()).digest()[0] & 1)
 
     def shown(self, pair: Pair) -> dict[str, str]:
         """The answers of a pair by the letter under which they are shown."""
@@ -241,15 +227,10 @@ class RankingSession:
 
         An answer that does not stand there word for word, or is empty, is left out.
         """
-        known = (
-            (pair.second_start, pair.first_start) if self.is_swapped(pair) else (pair.first_start, pair.second_start)
-        )
-        places = {
-            letter: start if start is not None else pair.context.find(text)
-            for (letter, text), start in zip(self.shown(pair).items(), known, strict=True)
-            if text
-        }
-        return {letter: start for letter, start in places.items() if start >= 0}
+        answers = [(pair.first, pair.first_start), (pair.second, pair.second_start)]
+        shown = zip("AB", reversed(answers) if self.is_swapped(pair) else answers, strict=True)
+        starts = {letter: pair.context.find(text) if at is None else at for letter, (text, at) in shown if text}
+        return {letter: start for letter, start in starts.items() if start >= 0}
 
     def choose(self, pair: Pair, button: Literal["A", "B", "tie", "skip"]) -> bool:
         """Write down what was chosen on a pair. False, and nothing is written, if the user has chosen already.
@@ -279,8 +260,8 @@ class RankingSession:
         return pair
 
     def _write(self, pair: Pair, choice: Choice) -> None:
-        now = datetime.now(UTC).replace(microsecond=0)
-        append_ranking(self.path, Ranking(**pair.model_dump(), choice=choice, user=self.user, time=now))
+        time = datetime.now(UTC).replace(microsecond=0)
+        append_ranking(self.path, Ranking(**pair.model_dump(), choice=choice, user=self.user, time=time))
 
 
 # ---- two users -------------------------------------------------------------------------------------------------
@@ -294,14 +275,11 @@ class UserAgreement(NamedTuple):
 
 
 def agreement(rankings: Iterable[Ranking]) -> list[UserAgreement]:
-    """The agreement of every two users who share a pair, raw and as Cohen's kappa.
+    """The agreement of every two users who share a pair, by the rankings that count: raw and as Cohen's kappa.
 
     Kappa is (raw - chance) / (1 - chance), where chance is how often two users would agree who made their choices as
     often as these did, but blindly (Cohen 1960, "A Coefficient of Agreement for Nominal Scales", Educational and
     Psychological Measurement 20:37).
-
-    Args:
-        rankings: those of any users that count, from `read_rankings`.
     """
     chosen: dict[str, dict[str, Choice]] = {}
     for ranking in rankings:
@@ -312,13 +290,10 @@ def agreement(rankings: Iterable[Ranking]) -> list[UserAgreement]:
         mine, theirs = (chosen[user] for user in users)
         both = [(choice, theirs[id]) for id, choice in mine.items() if id in theirs]
         if both:
-            agreed.append(UserAgreement(users, len(both), *_cohen(both)))
+            count = len(both)
+            raw = sum(my_choice == their_choice for my_choice, their_choice in both) / count
+            my_counts, their_counts = (Counter(choices) for choices in zip(*both, strict=True))
+            chance = sum(my_counts[choice] * their_counts[choice] for choice in my_counts) / count**2
+            kappa = (raw - chance) / (1 - chance) if chance < 1 else float("nan")
+            agreed.append(UserAgreement(users, count, raw, kappa))
     return agreed
-
-
-def _cohen(both: Sequence[tuple[Choice, Choice]]) -> tuple[float, float]:
-    count = len(both)
-    mine, theirs = (Counter(choices) for choices in zip(*both, strict=True))
-    raw = sum(my_choice == their_choice for my_choice, their_choice in both) / count
-    chance = sum(mine[choice] * theirs[choice] for choice in mine) / count**2
-    return raw, (raw - chance) / (1 - chance) if chance < 1 else float("nan")

@@ -195,7 +195,7 @@ def database_of_something_else() -> bytes:
         (gzip.compress(b"choices"), "is compressed with gzip; unpack it first"),
         (b"notes of mine, without a line end", "is no file of rankings, and is left as it is; give another .*"),
         (b"[]", "is no file of rankings, and is left as it is; .*"),
-        (ranking().model_dump_json().encode(), r".* \(up to commit [0-9a-f]{7} they were lines of text\)"),
+        (ranking().model_dump_json().encode(), r".* \(they were text up to commit [0-9a-f]{7}\)"),
         (database_of_something_else(), "is no file of rankings, and is left as it is; .*"),
     ],
 )
