@@ -10,14 +10,15 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qa_helpers.common.io import CourseError, check_writable, refusal, user_path
 from qa_helpers.course.first_cell import lacking
 
 INSTALL = "python -m pip install -r requirements.txt"
+Plan = TypeVar("Plan")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,44 +189,45 @@ def rerun(options: argparse.Namespace) -> int:
 
 def chain(options: argparse.Namespace) -> int:
     """Run one chain of RLHF and print what its reward models and policies are worth."""
-    from qa_helpers.experiment.spec import RecordError
+    from qa_helpers.common.io import write_atomically
+    from qa_helpers.experiment.once import read_as
     from qa_helpers.rlhf.chain import run_chain
-    from qa_helpers.rlhf.plans import named_chains
-    from qa_helpers.rlhf.record import format_chain, read_plan, write_chain
+    from qa_helpers.rlhf.chain_record import Chain, format_chain, named_chains
 
-    named = named_chains()
-    if options.chain in named:
-        plan = named[options.chain]
-    elif Path(options.chain).suffix == ".json":
-        plan = read_plan(options.chain)
-    else:
-        raise RecordError(f"there is no chain '{options.chain}'; those that have names: {', '.join(named)}")
+    plan = _named(options.chain, named_chains()) or read_as(Chain, options.chain)
     result = run_chain(plan, options.folder)
     if options.record:
-        write_chain(result, options.record)
+        write_atomically(options.record, result.model_dump_json() + "\n")
     print(format_chain(result))
     return 0
 
 
 def language_chain(options: argparse.Namespace) -> int:
     """Run one chain of RLHF on a language model and print what came of it."""
-    from qa_helpers.common.io import read_json, write_atomically
-    from qa_helpers.experiment.spec import RecordError, parse
-    from qa_helpers.rlhf.language.chain import named_language_chains, run_language_chain
-    from qa_helpers.rlhf.language.record import LanguageChain, format_language_chain
+    from qa_helpers.common.io import write_atomically
+    from qa_helpers.experiment.once import read_as
+    from qa_helpers.rlhf.language.chain import run_language_chain
+    from qa_helpers.rlhf.language.record import LanguageChain, format_language_chain, named_language_chains
 
-    named = named_language_chains()
-    if options.chain in named:
-        plan = named[options.chain]
-    elif Path(options.chain).suffix == ".json":
-        plan = parse(LanguageChain, read_json(options.chain, RecordError), options.chain)
-    else:
-        raise RecordError(f"there is no chain '{options.chain}'; those that have names: {', '.join(named)}")
+    plan = _named(options.chain, named_language_chains()) or read_as(LanguageChain, options.chain)
     result = run_language_chain(plan, options.folder)
     if options.record:
         write_atomically(options.record, result.model_dump_json() + "\n")
     print(format_language_chain(result))
     return 0
+
+
+def _named(asked: str, named: Mapping[str, Plan]) -> Plan | None:
+    """The chain of that name; None where a JSON file is asked for.
+
+    Raises:
+        RecordError: if it is neither.
+    """
+    from qa_helpers.experiment.spec import RecordError
+
+    if asked not in named and Path(asked).suffix != ".json":
+        raise RecordError(f"there is no chain '{asked}'; those that have names: {', '.join(named)}")
+    return named.get(asked)
 
 
 def report(options: argparse.Namespace) -> int:

@@ -7,9 +7,9 @@ from qa_helpers.common.device import describe_machine
 from qa_helpers.data.windows import Window
 from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
 from qa_helpers.experiment.record import Machine
+from qa_helpers.rlhf.chain_record import Chain, ChainRun, Columns, PolicyPlan, PolicyResult, RewardResult
+from qa_helpers.rlhf.measure import Reference
 from qa_helpers.rlhf.policy import Question
-from qa_helpers.rlhf.record import Chain, ChainRun, Columns, PolicyPlan, PolicyResult, RewardResult
-from qa_helpers.rlhf.reference import Reference
 
 
 def normal(*shape, seed, scale=1.0, dtype=torch.float64):

@@ -10,7 +10,7 @@ _FLAT = (
     "checks cloze counts diagnosis experiments features files first_cell grading ideas language_model lineage machine",
     "models nbval_tolerance notebooks plots rankings records retrieval rows scales scaling soft_labels statistics",
     "sweep tuning rlhf.chains rlhf.records rlhf.language_answers rlhf.language_chains rlhf.language_records",
-    "rlhf.language_reward rlhf.language_updates",
+    "rlhf.language_reward rlhf.language_updates rlhf.reference rlhf.outcomes rlhf.plans rlhf.comparison rlhf.rankings",
 )
 OLD = frozenset(f"qa_helpers.{name}" for line in _FLAT for name in line.split())
 

@@ -5,7 +5,7 @@ shows it the prompt followed by the answer and trains *on the answer's tokens on
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -106,6 +106,14 @@ def continuation_probability(model: nn.Module, tokenizer: Any, text: str, contin
 
 
 # ---- answering -------------------------------------------------------------------------------------------------
+class Written(NamedTuple):
+    """An answer that a language model wrote."""
+
+    ids: list[int]  # its tokens, with the end token unless it was cut
+    text: str  # white space at the ends apart
+    log_probability: float  # of all its tokens together, by the model that wrote it, in nats
+
+
 def prompt_messages(row: dict[str, Any]) -> list[dict[str, str]]:
     """A question and its passage as the messages that the chat template takes: one, the user's."""
     return [{"role": "user", "content": REQUEST.format(context=row["context"], question=row["question"])}]
@@ -158,7 +166,7 @@ def answer(
     with evaluation_mode(model), progress_bar(total=len(rows), desc=progress, unit="question") as bar:
         for chosen in longest_first([len(prompt) for prompt in prompts], batch_size):
             written = _generate(model, tokenizer, [prompts[i] for i in chosen])
-            for i, (text, log_probability) in zip(chosen, written, strict=True):
+            for i, (_, text, log_probability) in zip(chosen, written, strict=True):
                 start = rows[i]["context"].find(text)
                 span = Span(text, start, log_probability, math.exp(log_probability))
                 predictions[i] = Prediction(row_id(rows[i], i), [span])
@@ -166,23 +174,39 @@ def answer(
     return Answers([p for p in predictions if p is not None], float("nan"))
 
 
-@torch.inference_mode()
-def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[tuple[str, float]]:
-    """What the model writes after each prompt up to its end token, and the log probability of its tokens."""
+def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[Written]:
     batch = tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(_device(model))
+    return generate(model, tokenizer, batch)
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, tokenizer: Any, inputs: Mapping[str, Any], sample: bool = False, temperature: float = 1.0
+) -> list[Written]:
+    """What the model writes after each prompt up to its end token, at most `MAX_NEW_TOKENS`.
+
+    Args:
+        model: a language model, on any device.
+        tokenizer: its tokenizer.
+        inputs: `input_ids` and `attention_mask` of the prompts, padded on the left, (prompts, tokens); and, as
+            `past_key_values`, what the model holds of them already.
+        sample: whether tokens are drawn, by torch's own generator, nothing cut off; else each is the likeliest.
+        temperature: of the draws, and of the log probabilities.
+    """
+    options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {}
     output = model.generate(
-        **batch,
+        **inputs,
+        **{"do_sample": False} | options,
         max_new_tokens=MAX_NEW_TOKENS,
-        do_sample=False,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         output_logits=True,
         return_dict_in_generate=True,
     )
-    written = output.sequences[:, batch["input_ids"].shape[1] :]
+    written = output.sequences[:, inputs["input_ids"].shape[1] :]
     log_probabilities = torch.stack(
         [
-            logits.float().log_softmax(1).gather(1, ids[:, None])[:, 0]
+            (logits.float() / temperature).log_softmax(1).gather(1, ids[:, None])[:, 0]
             for logits, ids in zip(output.logits, written.T, strict=True)
         ],
         dim=1,
@@ -191,7 +215,7 @@ def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> l
     for ids, values in zip(written.tolist(), log_probabilities.tolist(), strict=True):
         length = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
         text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
-        answers.append((text, sum(values[:length])))
+        answers.append(Written(ids[:length], text, sum(values[:length])))
     return answers
 
 

@@ -10,23 +10,23 @@ Files under the runs folder (`$QA_RUNS_DIR`, else `runs/` of the course)::
     .locks/NAME.lock       held by the process that is running it
 """
 
-import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import nn
 
-from qa_helpers.common.io import project_folder, storing, user_path, write_atomically
+from qa_helpers.common.io import project_folder, user_path
 from qa_helpers.data.squad import load_qa
 from qa_helpers.experiment.lineage import changed_ancestors, load_run
+from qa_helpers.experiment.once import run_once
 from qa_helpers.experiment.record import Run
 from qa_helpers.experiment.record_files import read_record, write_record
 from qa_helpers.experiment.run import fingerprints, load_rows, train_and_evaluate
-from qa_helpers.experiment.spec import Experiment, RecordError, read_experiment
+from qa_helpers.experiment.spec import Experiment, RecordError
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------
@@ -60,43 +60,24 @@ def run_experiment(experiment: Experiment, folder: Path | str | None = None, aga
             holds another experiment of this name or cannot be written to, or another process is running it.
     """
     home = runs_folder(folder) / experiment.name
-    if again or not (home / "run.json").exists():
+    record = home / "run.json"
+    if again or not record.exists():
         check_work([experiment])  # before anything is replaced
-        with locked(home):
-            if again:
-                _clear(home)
-            _claim(home, experiment)
-            if not (home / "run.json").exists():  # else another process has finished it just now
-                run = train_and_evaluate(experiment, home)
-                write_record(run, home)
-                shutil.rmtree(home / "checkpoints", ignore_errors=True)
-                return run
-    _claim(home, experiment)
-    return _read_back(home)
 
+    def result() -> Run:
+        if record.exists():
+            return _read_back(home)
+        run = train_and_evaluate(experiment, home)
+        write_record(run, home)
+        shutil.rmtree(home / "checkpoints", ignore_errors=True)
+        return run
 
-@contextlib.contextmanager
-def locked(home: Path) -> Iterator[None]:
-    """Keep other processes from running in this folder; the system ends the lock with the process, however it ends.
-
-    The lock lies beside the folder, which `again` removes, and stays when it is released: whoever removed it could
-    remove one that another process has just taken.
-
-    Raises:
-        CourseError: if another process is running there, or what is done inside cannot be written, see `storing`.
-    """
-    path = home.parent / ".locks" / f"{home.name}.lock"
-    with storing(home):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise RecordError(f"{home}: another process is running this experiment; wait for it, or stop it") from None
-        try:
-            yield
-        finally:
-            lock.release()
+    other = (
+        f"holds another experiment of the name '{experiment.name}'; give this one another name, or run it with "
+        "again=True (--again on the command line), which replaces the other"
+    )
+    before = partial(_clear, home) if again else None
+    return run_once(experiment, home / "experiment.json", record, result, other, before)
 
 
 # Questions that a span model and a language model may be trained on, each counted once an epoch: hours on a CPU.
@@ -156,15 +137,3 @@ def _read_back(home: Path) -> Run:
             "again=True (--again on the command line)"
         )
     return run
-
-
-def _claim(home: Path, experiment: Experiment) -> None:
-    """Write down what runs in this folder, or check that it is the same experiment."""
-    description = home / "experiment.json"
-    if not description.exists():
-        write_atomically(description, experiment.model_dump_json(indent=1) + "\n")
-    elif read_experiment(description) != experiment:
-        raise RecordError(
-            f"{home}: holds another experiment of the name '{experiment.name}'; give this one another name, or run "
-            "it with again=True (--again on the command line), which replaces the other"
-        )

@@ -6,8 +6,9 @@ next. What it simplifies: the policies' weights are not kept, and a policy that 
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,27 @@ import torch
 from torch import nn
 
 from qa_helpers.common.device import describe_machine, evaluation_mode, quiet
-from qa_helpers.common.io import read_json, write_atomically
 from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
-from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.experiment.lineage import ancestors, load_run
+from qa_helpers.experiment.once import kept, run_once
 from qa_helpers.experiment.record import Ancestor, Machine
 from qa_helpers.experiment.scores import Score
-from qa_helpers.experiment.spec import Experiment, RecordError, parse
-from qa_helpers.experiment.store import locked, runs_folder
-from qa_helpers.rlhf.outcomes import Outcome, Policy, Reward, outcome
+from qa_helpers.experiment.spec import Experiment
+from qa_helpers.experiment.store import runs_folder
+from qa_helpers.rlhf.chain_record import (
+    RANKERS,
+    Chain,
+    ChainRun,
+    Columns,
+    PolicyPlan,
+    PolicyResult,
+    RewardPlan,
+    RewardResult,
+)
+from qa_helpers.rlhf.measure import Outcome, Policy, Reference, ReferenceBatch, Reward, ask_reference, collate, outcome
 from qa_helpers.rlhf.policy import best_of_n, closed_form, one_window, policy
 from qa_helpers.rlhf.preferences import (
+    Candidate,
     Pair,
     balance_lengths,
     flip,
@@ -36,24 +47,13 @@ from qa_helpers.rlhf.preferences import (
     policy_candidates,
     split_by_article,
 )
-from qa_helpers.rlhf.record import (
-    RANKERS,
-    Chain,
-    ChainRun,
-    Columns,
-    PolicyPlan,
-    PolicyResult,
-    RewardPlan,
-    RewardResult,
-    read_chain,
-    write_chain,
-)
-from qa_helpers.rlhf.reference import Reference, ReferenceBatch, ask_reference, collate
 from qa_helpers.rlhf.reward import (
+    RewardEpoch,
     RewardModel,
     length_correlation,
     log_prob_margins,
     margins,
+    ranked_rightly,
     ranking_calibration,
     train_reward_model,
 )
@@ -61,9 +61,10 @@ from qa_helpers.rlhf.updates import History, UpdateSettings, train_dpo, train_su
 
 RECORD = "chain-run.json"  # not `run.json`, which marks a run with a model of its own
 ASKED_AT_ONCE = 16  # questions whose candidates are drawn together
+Rewards = dict[str, tuple[RewardModel, RewardResult]]  # by the plan's name
 
 
-# ---- running it ------------------------------------------------------------------------------------------------
+# ---- running one -----------------------------------------------------------------------------------------------
 @dataclass
 class _Asked:
     """The questions of each part, and what the reference says of them."""
@@ -81,6 +82,9 @@ class _Asked:
     def held_out(self) -> list[Reference]:
         return self.parts["held out"]
 
+    def measure(self, policy: Policy, reward: Reward) -> Columns:
+        return outcome(policy, self.held_out, reward).columns()
+
 
 def run_chain(chain: Chain, folder: Path | str | None = None) -> ChainRun:
     """Run a chain, or read its result back if it has been run in this folder.
@@ -94,35 +98,36 @@ def run_chain(chain: Chain, folder: Path | str | None = None) -> ChainRun:
             another process is running it.
     """
     quiet()
-    folder = runs_folder(folder)
-    home = folder / chain.name
-    with locked(home):
-        home.mkdir(parents=True, exist_ok=True)
-        _claim(home, chain)
-        if (home / RECORD).exists():
-            return read_chain(home / RECORD)
-        model, tokenizer = load_run(chain.reference, folder)
-        rests_on = ancestors(Experiment(name="chain", start_from=chain.reference), folder)
-        asked = _ask(chain, model, tokenizer, rests_on)
-        rewards = {plan.name: _train_reward(plan, chain, asked) for plan in chain.rewards}
-        first = rewards[chain.rewards[0].name][0]
-        policies = {plan.name: _policy(plan, chain, model, tokenizer, asked, rewards, home) for plan in chain.policies}
-        run = ChainRun(
-            chain=chain,
-            machine=Machine.model_validate(describe_machine()),
-            fingerprint=asked.fingerprint,
-            ancestors=rests_on,
-            questions={name: len(part) for name, part in asked.parts.items()} | {"left out": asked.left_out},
-            ids=[one.question.row["id"] for one in asked.held_out],
-            titles=[one.question.row["title"] for one in asked.held_out],
-            reference=_measure(lambda batch: batch.log_ref, asked, first),
-            rewards={name: result for name, (_, result) in rewards.items()},
-            policies=policies,
-            optima={f"{beta:g}": _measure(_optimum(first, beta), asked, first) for beta in chain.betas},
-            best_of={f"{n}": _measure(_best_of(first, n), asked, first) for n in chain.best_of},
-        )
-        write_chain(run, home / RECORD)
-        return run
+    home = runs_folder(folder) / chain.name
+    other = f"holds another chain of the name '{chain.name}'; give this one another name"
+    result = partial(kept, home / RECORD, ChainRun, lambda: _run(chain, home))
+    return run_once(chain, home / "chain.json", home / RECORD, result, other)
+
+
+def _run(chain: Chain, home: Path) -> ChainRun:
+    model, tokenizer = load_run(chain.reference, home.parent)
+    rests_on = ancestors(Experiment(name="chain", start_from=chain.reference), home.parent)
+    asked = _ask(chain, model, tokenizer, rests_on)
+    rewards = {plan.name: _train_reward(plan, chain, asked) for plan in chain.rewards}
+    policies = {}
+    for plan in chain.policies:
+        change = partial(_change, plan, chain, model, tokenizer, asked, rewards)
+        policies[plan.name] = kept(home / "policies" / f"{plan.name}.json", PolicyResult, change)
+    first = rewards[chain.rewards[0].name][0]
+    return ChainRun(
+        chain=chain,
+        machine=Machine.model_validate(describe_machine()),
+        fingerprint=asked.fingerprint,
+        ancestors=rests_on,
+        questions={name: len(part) for name, part in asked.parts.items()} | {"left out": asked.left_out},
+        ids=[reference.question.row["id"] for reference in asked.held_out],
+        titles=[reference.question.row["title"] for reference in asked.held_out],
+        reference=asked.measure(lambda batch: batch.log_ref, first),
+        rewards={name: result for name, (_, result) in rewards.items()},
+        policies=policies,
+        optima={f"{beta:g}": asked.measure(_optimum(first, beta), first) for beta in chain.betas},
+        best_of={f"{n}": asked.measure(_best_of(first, n), first) for n in chain.best_of},
+    )
 
 
 def _optimum(reward: Reward, beta: float) -> Policy:
@@ -133,15 +138,7 @@ def _best_of(reward: Reward, n: int) -> Policy:
     return lambda batch: best_of_n(batch.log_ref, reward(batch), n).float()
 
 
-def _claim(home: Path, chain: Chain) -> None:
-    description = home / "chain.json"
-    if not description.exists():
-        write_atomically(description, chain.model_dump_json(indent=1) + "\n")
-    elif parse(Chain, read_json(description, RecordError), str(description)) != chain:
-        raise RecordError(f"{home}: holds another chain of the name '{chain.name}'; give this one another name")
-
-
-# ---- its parts --------------------------------------------------------------------------------------------------
+# ---- the questions ---------------------------------------------------------------------------------------------
 def _ask(chain: Chain, model: nn.Module, tokenizer: Any, rests_on: dict[str, Ancestor]) -> _Asked:
     """The questions of each part, none of an article that the reference was trained on."""
     held_out_rows = list(load_qa(chain.data, "validation"))
@@ -157,18 +154,23 @@ def _ask(chain: Chain, model: nn.Module, tokenizer: Any, rests_on: dict[str, Anc
         "stop": ([pool[i] for i in stop], max(1, chain.learn // 4)),
         "held out": (held_out_rows, chain.held_out),
     }
-    kept, left_out = {}, 0
+    asked, left_out, rows_asked = {}, 0, []
     for part, (rows, limit) in parts.items():
         chosen = sample_indices(len(rows), min(limit, len(rows)), 0)  # the same for all seeds, so that these compare
-        kept[part], missing = one_window([rows[i] for i in sorted(chosen)], tokenizer)
+        questions, missing = one_window([rows[i] for i in sorted(chosen)], tokenizer)
+        asked[part] = ask_reference(model, tokenizer, questions)
         left_out += missing
-    answers = {part: ask_reference(model, tokenizer, questions) for part, questions in kept.items()}
-    asked = _Asked(answers, left_out, fingerprint([one.row for questions in kept.values() for one in questions]))
-    for place, (part, questions) in enumerate(kept.items()):
-        seed = chain.seed * 10 + place
-        asked.pairs["own", part] = make_pairs(_proposals(answers[part], seed), seed=seed)
-        asked.pairs["people", part] = make_pairs(human_candidates(questions), seed=seed)
-    return asked
+        rows_asked += [question.row for question in questions]
+    return _Asked(asked, left_out, fingerprint(rows_asked), _pairs(asked, chain.seed))
+
+
+def _pairs(asked: dict[str, list[Reference]], seed: int) -> dict[tuple[str, str], list[Pair]]:
+    pairs = {}
+    for number, (part, references) in enumerate(asked.items(), 10 * seed):
+        people = human_candidates([reference.question for reference in references])
+        pairs["own", part] = make_pairs(_proposals(references, number), seed=number)
+        pairs["people", part] = make_pairs(people, seed=number)
+    return pairs
 
 
 def _unseen(chain: Chain, rests_on: dict[str, Ancestor]) -> list[dict[str, Any]]:
@@ -192,103 +194,91 @@ def _trained_on(experiment: Experiment) -> list[str]:
     return list(load_qa(experiment.data, "train", *which)["title"])
 
 
-def _proposals(references: Sequence[Reference], seed: int) -> list[Any]:
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for at in range(0, len(references), ASKED_AT_ONCE):
-        batch = collate(references[at : at + ASKED_AT_ONCE])
-        found += policy_candidates(batch.questions, batch.log_ref, generator)
-    return found
+def _proposals(references: Sequence[Reference], seed: int) -> list[list[Candidate]]:
+    generator, proposals = torch.Generator().manual_seed(seed), []
+    for batch in _batches(references):
+        proposals += policy_candidates(batch.questions, batch.log_ref, generator)
+    return proposals
 
 
+def _batches(references: Sequence[Reference]) -> Iterator[ReferenceBatch]:
+    return (collate(references[at : at + ASKED_AT_ONCE]) for at in range(0, len(references), ASKED_AT_ONCE))
+
+
+# ---- the reward models -----------------------------------------------------------------------------------------
 def _train_reward(plan: RewardPlan, chain: Chain, asked: _Asked) -> tuple[RewardModel, RewardResult]:
     pairs = asked.pairs[plan.rankings, "learn"]
     if plan.questions is not None:
         pairs = [pair for pair in pairs if pair.question < plan.questions]
     if plan.balanced:
         pairs = balance_lengths(pairs, chain.seed)
-    pairs = flip(pairs, plan.flipped, chain.seed)
-    stop = asked.pairs[plan.rankings, "stop"]
+    pairs, stop = (flip(part, plan.flipped, chain.seed) for part in (pairs, asked.pairs[plan.rankings, "stop"]))
     # One list of references for the pairs of both parts, whose places are counted through.
-    both = asked.learn + asked.parts["stop"]
-    shifted = [
-        pair._replace(question=pair.question + len(asked.learn)) for pair in flip(stop, plan.flipped, chain.seed)
-    ]
-    units = asked.learn[0].states.shape[1]
-    model = RewardModel(units, length=plan.length, log_prob=plan.log_prob, seed=chain.seed)
+    references, count = asked.learn + asked.parts["stop"], len(asked.learn)
+    shifted = [pair._replace(question=pair.question + count) for pair in stop]
+    model = RewardModel(references[0].states.shape[1], length=plan.length, log_prob=plan.log_prob, seed=chain.seed)
     history = train_reward_model(
         model,
-        both,
+        references,
         pairs,
         shifted if plan.stop_early else pairs,  # likeliest among those it learns: the last epoch
         plan.epochs,
         patience=3 if plan.stop_early else plan.epochs,
         seed=chain.seed,
     )
+    return model, _reward_result(chain, asked, model, history, len(pairs), len(stop))
+
+
+def _reward_result(
+    chain: Chain, asked: _Asked, model: RewardModel, history: Sequence[RewardEpoch], learned: int, stopped_on: int
+) -> RewardResult:
     held_out = asked.pairs["own", "held out"]
-    batches = [collate(asked.held_out[at : at + ASKED_AT_ONCE]) for at in range(0, len(asked.held_out), ASKED_AT_ONCE)]
     with torch.no_grad():
-        correlations = [length_correlation(batch.log_ref, model(batch)) for batch in batches]
-    found = np.array(correlations)[np.isfinite(correlations)]
-    result = RewardResult(
-        pairs={"learn": len(pairs), "stop": len(stop), "held out": len(held_out)},
-        epochs=[(one.epoch, round(one.loss, 4), round(one.accuracy, 4)) for one in history],
+        correlations = np.array([length_correlation(batch.log_ref, model(batch)) for batch in _batches(asked.held_out)])
+    known = correlations[np.isfinite(correlations)]
+    return RewardResult(
+        pairs={"learn": learned, "stop": stopped_on, "held out": len(held_out)},
+        epochs=[(epoch.epoch, round(epoch.loss, 4), round(epoch.accuracy, 4)) for epoch in history],
         accuracy=_rankers(model, asked, "own"),
         accuracy_on_people=_rankers(model, asked, "people"),
         calibration_error=round(ranking_calibration(margins(model, asked.held_out, held_out)).error, 4),
-        length_correlation=round(float(found.mean()), 4) if len(found) else None,
+        length_correlation=round(float(known.mean()), 4) if len(known) else None,
         optima=[(beta, _means(outcome(_optimum(model, beta), asked.held_out, model))) for beta in chain.betas],
     )
-    return model, result
 
 
 def _rankers(model: RewardModel, asked: _Asked, rankings: str) -> dict[str, Score]:
-    """Accuracies on held-out pairs, in percent, with intervals over questions; none where no pair differs enough."""
+    """On held-out pairs, with intervals over questions; none where no pair differs enough."""
     pairs = asked.pairs[rankings, "held out"]
-    if len({pair.question for pair in pairs}) < 2:
-        return {}
-    found = (
+    preferred = (
         margins(model, asked.held_out, pairs),
         -longer_by(pairs).astype(float),
         log_prob_margins(asked.held_out, pairs),
     )
-    questions = [pair.question for pair in pairs]
-    right = [bootstrap_mean(50 * (np.sign(margin) + 1), clusters=questions) for margin in found]
-    return {name: Score.of(interval) for name, interval in zip(RANKERS, right, strict=True)}
+    return ranked_rightly(dict(zip(RANKERS, preferred, strict=True)), [pair.question for pair in pairs])
 
 
-def _policy(
-    plan: PolicyPlan,
-    chain: Chain,
-    model: nn.Module,
-    tokenizer: Any,
-    asked: _Asked,
-    rewards: dict[str, tuple[RewardModel, RewardResult]],
-    home: Path,
+# ---- the policies ----------------------------------------------------------------------------------------------
+def _change(
+    plan: PolicyPlan, chain: Chain, model: nn.Module, tokenizer: Any, asked: _Asked, rewards: Rewards
 ) -> PolicyResult:
-    """Change a copy of the reference, or read back what came of it."""
-    path = home / "policies" / f"{plan.name}.json"
-    if path.exists():
-        done: PolicyResult = parse(PolicyResult, read_json(path, RecordError), str(path))
-        return done
-    reward = rewards[plan.reward][0]
-    changed = copy.deepcopy(model)
+    """Change a copy of the model, and measure it by the reward model that it was changed by and by the first."""
+    model = copy.deepcopy(model)
+    reward, first = rewards[plan.reward][0], rewards[chain.rewards[0].name][0]
     begin = time.perf_counter()
-    history = _update(plan, chain, changed, tokenizer, asked, reward)
+    history = _update(plan, chain, model, tokenizer, asked, reward)
     seconds = time.perf_counter() - begin
-    own = history.outcomes[-1][1]
-    first = chain.rewards[0].name
-    common = own if plan.reward == first else outcome(_policy_of(changed, tokenizer), asked.held_out, rewards[first][0])
-    result = PolicyResult(
-        steps=[(one.step, round(one.loss, 4), round(one.kl, 4), round(one.reward, 4)) for one in history.steps],
-        progress=[(step, _means(found)) for step, found in history.outcomes],
-        final=_columns(common),
+    own = common = history.outcomes[-1][1]
+    if reward is not first:
+        with evaluation_mode(model):
+            common = outcome(lambda batch: policy(model, tokenizer, batch.questions), asked.held_out, first)
+    return PolicyResult(
+        steps=[(step.step, round(step.loss, 4), round(step.kl, 4), round(step.reward, 4)) for step in history.steps],
+        progress=[(step, _means(measured)) for step, measured in history.outcomes],
+        final=common.columns(),
         own_reward=np.round(own.reward, 4).tolist(),
         seconds=round(seconds, 1),
     )
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, result.model_dump_json() + "\n")
-    return result
 
 
 def _update(plan: PolicyPlan, chain: Chain, model: nn.Module, tokenizer: Any, asked: _Asked, reward: Reward) -> History:
@@ -304,28 +294,5 @@ def _update(plan: PolicyPlan, chain: Chain, model: nn.Module, tokenizer: Any, as
     return update_policy(model, tokenizer, asked.learn, reward, settings, asked.held_out)
 
 
-def _policy_of(model: nn.Module, tokenizer: Any) -> Policy:
-    def answer(batch: ReferenceBatch) -> torch.Tensor:
-        with evaluation_mode(model):
-            return policy(model, tokenizer, batch.questions)
-
-    return answer
-
-
-def _measure(policy: Policy, asked: _Asked, reward: Reward) -> Columns:
-    return _columns(outcome(policy, asked.held_out, reward))
-
-
-def _means(found: Outcome) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in found.means().items()}
-
-
-def _columns(found: Outcome) -> Columns:
-    return Columns(
-        reward=np.round(found.reward, 4).tolist(),
-        kl=np.round(found.kl, 4).tolist(),
-        exact_match=found.exact_match.astype(int).tolist(),
-        f1=np.round(found.f1, 4).tolist(),
-        agreement=np.round(found.agreement, 4).tolist(),
-        tokens=found.tokens.tolist(),
-    )
+def _means(measured: Outcome) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in measured.means().items()}

@@ -11,7 +11,6 @@ independent but for the limits on a span, so that a policy cannot prefer one pai
 preferences make of it: the optimum may lie out of its reach.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,17 +97,17 @@ def forward(model: nn.Module, tokenizer: Any, questions: Sequence[Question], sta
     """
     device = next(model.parameters()).device
     inputs = [question.window.inputs for question in questions]
-    columns = {name: [one[name] for one in inputs] for name in inputs[0]}
+    columns = {name: [each[name] for each in inputs] for name in inputs[0]}
     with autocast(device):
         output = model(**tokenizer.pad(columns, return_tensors="pt").to(device), output_hidden_states=states)
     first = torch.tensor([question.window.first for question in questions])[:, None]
-    place = first + torch.arange(max(question.tokens for question in questions))
-    place = place.clamp(max=output.start_logits.shape[1] - 1).to(device)
-    logits = [logits.float().gather(1, place) for logits in (output.start_logits, output.end_logits)]
+    columns_of_passage = first + torch.arange(max(question.tokens for question in questions))
+    columns_of_passage = columns_of_passage.clamp(max=output.start_logits.shape[1] - 1).to(device)
+    logits = [logits.float().gather(1, columns_of_passage) for logits in (output.start_logits, output.end_logits)]
     if not states:
         return tuple(logits)
     rows = torch.arange(len(questions), device=device)[:, None]
-    return (*logits, output.hidden_states[-1][rows, place])
+    return (*logits, output.hidden_states[-1][rows, columns_of_passage])
 
 
 def policy(model: nn.Module, tokenizer: Any, questions: Sequence[Question]) -> torch.Tensor:
@@ -198,10 +197,5 @@ def best_of_n(log_ref: torch.Tensor, reward: torch.Tensor, n: int) -> torch.Tens
     # P(the best lies in this tie) = upto**n - (upto - here)**n, written so that a small `here` loses no digits.
     share = (here / upto).clamp(max=1)
     log_best = n * upto.log() + (-torch.expm1(n * torch.log1p(-share))).log()
-    found = torch.where(here > 0, log_p - here.log() + log_best, -torch.inf)
-    return torch.full_like(found, -torch.inf).scatter(1, order, found).log_softmax(1)
-
-
-def best_of_n_kl_bound(n: int) -> float:
-    """The divergence from the reference, in nats, that best-of-n cannot exceed."""
-    return math.log(n) - (n - 1) / n
+    best = torch.where(here > 0, log_p - here.log() + log_best, -torch.inf)
+    return torch.full_like(best, -torch.inf).scatter(1, order, best).log_softmax(1)

@@ -5,7 +5,7 @@ as better than another where these people's answers agree with it more: rankings
 by their own answer. (CourseQA's annotators are stand-ins for people.)
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from qa_helpers.data.rows import given_answers
 from qa_helpers.evaluation.metrics import f1
 from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
 from qa_helpers.rlhf.policy import Question, sample, to_action, to_span
+from qa_helpers.rlhf.ranking_store import Ranking, RankingError
 
 MARGIN = 0.2  # of agreement: a word more or less in a long answer is no preference
 MOST_PAIRS = 12  # of one question: one with many candidates that differ is not to outweigh the others
@@ -72,7 +73,7 @@ def policy_candidates(
     """
     log_p = log_p.detach().cpu()
     even = torch.where(log_p.isneginf(), log_p, 0.0).log_softmax(1)
-    found = []
+    proposed = []
     for i, question in enumerate(questions):
         top = log_p[i].topk(min(best, int((~log_p[i].isneginf()).sum()))).indices
         drawn = [sample(p[i : i + 1], n, generator)[0] if n else top[:0] for p, n in ((log_p, samples), (even, random))]
@@ -82,8 +83,8 @@ def policy_candidates(
             for action in actions.tolist():
                 text = question.text(action)
                 candidates.setdefault(action, Candidate(action, text, agreement(text, answers), source))  # type: ignore[arg-type]
-        found.append(list(candidates.values()))
-    return found
+        proposed.append(list(candidates.values()))
+    return proposed
 
 
 def human_candidates(questions: Sequence[Question]) -> list[list[Candidate]]:
@@ -91,17 +92,17 @@ def human_candidates(questions: Sequence[Question]) -> list[list[Candidate]]:
 
     The weak variant: a reward model trained on these has seen good answers only.
     """
-    found = []
+    proposed = []
     for number, question in enumerate(questions):
         answers = given_answers(question.row, f"question {number}")
         candidates: dict[int, Candidate] = {}
-        for place, action in enumerate(answer_actions(question)):
-            others = answers[:place] + answers[place + 1 :]
+        for annotator, action in enumerate(answer_actions(question)):
+            others = answers[:annotator] + answers[annotator + 1 :]
             if action is not None and others:
                 text = question.text(action)
                 candidates.setdefault(action, Candidate(action, text, agreement(text, others), "person"))
-        found.append(list(candidates.values()))
-    return found
+        proposed.append(list(candidates.values()))
+    return proposed
 
 
 def answer_actions(question: Question) -> list[int | None]:
@@ -132,15 +133,23 @@ def make_pairs(
         raise ValueError(f"a margin of {margin} would rank answers that people agree with equally")
     rng = np.random.default_rng(seed)
     pairs = []
-    for place, ranked in enumerate(candidates):
+    for question, ranked in enumerate(candidates):
         here = [
-            Pair(place, one.action, other.action)
-            for one in ranked
-            for other in ranked
-            if one.agreement - other.agreement >= margin - 1e-9  # 0.6 - 0.4 is 0.2, but not to a computer
+            Pair(question, better.action, worse.action)
+            for better in ranked
+            for worse in ranked
+            if better.agreement - worse.agreement >= margin - 1e-9  # 0.6 - 0.4 is 0.2, but not to a computer
         ]
         pairs += [here[i] for i in sorted(rng.permutation(len(here))[:most])]
     return pairs
+
+
+def by_question(pairs: Iterable[Pair]) -> dict[int, list[Pair]]:
+    """The pairs of each question, by its place."""
+    groups: dict[int, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.question, []).append(pair)
+    return groups
 
 
 def split_by_article(titles: Sequence[Hashable], share: float = 0.25, seed: int = 0) -> tuple[list[int], list[int]]:
@@ -186,3 +195,44 @@ def balance_lengths(pairs: Sequence[Pair], seed: int = 0) -> list[Pair]:
     count = min(int((sign > 0).sum()), int((sign < 0).sum()))
     kept = [*order[sign[order] > 0][:count], *order[sign[order] < 0][:count], *order[sign[order] == 0]]
     return [pairs[i] for i in sorted(kept)]
+
+
+# ---- what a reader ranked by hand ------------------------------------------------------------------------------
+def ranking_pairs(rankings: Iterable[Ranking], questions: Sequence[Question]) -> list[Pair]:
+    """The pairs that were ranked, one for each user that preferred one answer; ties and skipped ones make none.
+
+    Args:
+        rankings: those that count, from `ranking_store.read_rankings`.
+        questions: among which theirs are.
+
+    Raises:
+        RankingError: if a ranking's question is not among them or has another passage, an answer has no start, or is
+            no span of whole tokens that a policy may choose.
+    """
+    by_id = {question.row["id"]: number for number, question in enumerate(questions)}
+    pairs = []
+    for ranking in rankings:
+        if ranking.choice not in ("first", "second"):
+            continue
+        number = by_id.get(ranking.question_id)
+        if number is None or questions[number].row["context"] != ranking.context:
+            raise RankingError(f"question '{ranking.question_id}' of the rankings is not among the questions given")
+        first = _action(questions[number], ranking.first, ranking.first_start)
+        second = _action(questions[number], ranking.second, ranking.second_start)
+        pairs.append(Pair(number, first, second) if ranking.choice == "first" else Pair(number, second, first))
+    return pairs
+
+
+def _action(question: Question, text: str, start: int | None) -> int:
+    if start is None:
+        raise RankingError(f"question '{question.row['id']}': the answer '{text[:60]}' has no start, so it is no span")
+    offsets = question.window.offsets
+    begins, ends = offsets[:, 0].tolist(), offsets[:, 1].tolist()
+    if start in begins and start + len(text) in ends:
+        first, last = begins.index(start), len(ends) - 1 - ends[::-1].index(start + len(text))
+        if first <= last < first + MAX_ANSWER_TOKENS:
+            return to_action(first, last - first + 1)
+    raise RankingError(
+        f"question '{question.row['id']}': the answer '{text[:60]}' at character {start} is no span of at most "
+        f"{MAX_ANSWER_TOKENS} whole tokens"
+    )

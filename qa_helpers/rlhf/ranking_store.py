@@ -1,9 +1,9 @@
 """People's rankings of two answers: the file that holds them, and the order in which they are asked for.
 
-The file is JSON lines, only ever appended to: one line a choice, as `Ranking` names the fields. A later line of the
-same user on the same pair (the same `id`) replaces an earlier one, and with the choice "undo" takes it back; so the
-file keeps what was undone, and `read_rankings` gives what counts in the end. A last line without its line end that is
-no whole JSON is what a crash left of a choice: reading passes over it, and the next choice takes its place.
+The file is an SQLite database with one table, `rankings`, which only ever grows: a row a choice, a `Ranking` as JSON. A
+later row of the same user on the same pair (the same `id`) replaces an earlier one, and with the choice "undo" takes it
+back; so the file keeps what was undone, and `read_rankings` gives what counts in the end. SQLite sees to it that a
+choice is on the disk, whole, when the call returns, and that two kernels take turns.
 
 What it simplifies: choices are few enough to be read at once.
 """
@@ -11,21 +11,23 @@ What it simplifies: choices are few enough to be read at once.
 import contextlib
 import hashlib
 import json
-import os
+import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qa_helpers.common.io import CourseError, half_character, other_kind, user_path
+from qa_helpers.common.moved import LAST_COMMIT
 
 Choice = Literal["first", "second", "tie", "skip", "undo"]
-LOCK_SECONDS = 5  # how long to wait while another process writes its line
+LOCK_SECONDS = 5.0  # how long to wait while another process writes
+TABLE = "CREATE TABLE IF NOT EXISTS rankings (number INTEGER PRIMARY KEY AUTOINCREMENT, ranking TEXT NOT NULL)"
+NO_RANKINGS = f"is no file of rankings, and is left as it is; give another (they were text up to commit {LAST_COMMIT})"
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -65,7 +67,7 @@ class Pair(BaseModel):
 
 
 class Ranking(Pair):
-    """A line of the file: what a user chose between the two answers of a pair, and when."""
+    """A row of the file: what a user chose between the two answers of a pair, and when."""
 
     choice: Choice
     user: Name
@@ -77,50 +79,80 @@ class Ranking(Pair):
         return Pair(**{name: getattr(self, name) for name in Pair.model_fields})
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------
+# ---- the file --------------------------------------------------------------------------------------------------
 def read_history(path: Path | str) -> list[Ranking]:
-    """Every line of a file of rankings, in order; none if there is no such file.
+    """Every choice in a file of rankings, in order; none if there is no such file.
 
     Raises:
-        RankingError: naming the file, the line and what is wrong with it.
+        RankingError: naming the file, the choice and what is wrong with it.
     """
-    try:
-        content = user_path(path).read_bytes()
-    except FileNotFoundError:
+    if not _is_there(path := user_path(path)):
         return []
-    except (OSError, ValueError) as problem:  # ValueError: a null character in the path
-        reason = getattr(problem, "strerror", None) or problem
-        raise RankingError(f"{path}: cannot be read: {reason}") from None
-    if words := other_kind(content):
-        raise RankingError(f"{path}: {words}")
-    whole, tail = _split(content.removeprefix(b"\xef\xbb\xbf"))
-    lines = [*whole.split(b"\n")[:-1], tail]
-    return [_parse(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _parse(line: bytes, place: str) -> Ranking:
     try:
-        return Ranking.model_validate_json(line)
+        with _database(path) as database:
+            if database.execute("PRAGMA quick_check").fetchall() != [("ok",)]:
+                raise sqlite3.DatabaseError("it is damaged; take an earlier copy")
+            rows = database.execute("SELECT number, ranking FROM rankings ORDER BY number").fetchall()
+    except (sqlite3.Error, UnicodeDecodeError) as problem:
+        raise RankingError(f"{path}: cannot be read as a file of rankings: {problem}") from None
+    return [_parse(ranking, f"{path}: choice {number}") for number, ranking in rows]
+
+
+def append_ranking(path: Path | str, ranking: Ranking) -> None:
+    """Add a choice to the file and see it onto the disk: after an error the file is as it was before.
+
+    Raises:
+        RankingError: if the file cannot be written, such as on a full disk.
+    """
+    path = user_path(path)
+    try:
+        _is_there(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _database(path) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute(TABLE)
+            database.execute("INSERT INTO rankings (ranking) VALUES (?)", [ranking.model_dump_json()])
+    except (OSError, sqlite3.Error) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        words = f"this choice could not be written ({reason}); all earlier ones are kept; mend it and choose again"
+        if getattr(problem, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            words = "another program is writing to it; choose again in a moment"
+        raise RankingError(f"{path}: {words}") from None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file, and something in it; an error if it is none of SQLite's."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as problem:  # ValueError: a null character in the path
+        raise RankingError(f"{path}: cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+    if start and not start.startswith(b"SQLite format 3\0"):
+        raise RankingError(f"{path}: {other_kind(start) or NO_RANKINGS}")
+    return bool(start)
+
+
+@contextlib.contextmanager
+def _database(path: Path) -> Iterator[sqlite3.Connection]:
+    """The file, open, if it is one of rankings; of a transaction begun within, all is done, or after an error none."""
+    connection = sqlite3.connect(path.absolute(), timeout=LOCK_SECONDS, isolation_level=None)
+    with contextlib.closing(connection) as database, database:
+        database.execute("PRAGMA synchronous = EXTRA")  # on the disk before COMMIT returns, also that the journal ends
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and "rankings" not in tables:
+            raise RankingError(f"{path}: {NO_RANKINGS}")
+        yield database
+
+
+def _parse(ranking: str, where: str) -> Ranking:
+    try:
+        return Ranking.model_validate_json(ranking)
     except ValidationError as problem:
         first = problem.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(step) for step in first["loc"])
-        where, what = (f"{field}: ", "") if field else ("", "; a line holds one choice, a JSON object")
-        raise RankingError(f"{place}: {where}{first['msg']}{what}") from None
-
-
-def _split(content: bytes) -> tuple[bytes, bytes]:
-    """The content up to its last line end, and what follows, without the beginning of a choice that a crash left.
-
-    Anything else that follows is somebody's, and stays in the file.
-    """
-    end = content.rfind(b"\n") + 1
-    tail = content[end:]
-    if tail[:1] in (b"{", b"\0"):  # a system that went down may leave zeros of what was being written
-        try:
-            json.loads(tail)
-        except (ValueError, RecursionError):  # ValueError: also of bytes that are not UTF-8
-            tail = b""
-    return content[:end], tail
+        field = ".".join(map(str, first["loc"]))
+        raise RankingError(": ".join(filter(None, (where, field, first["msg"])))) from None
 
 
 def standing(history: Iterable[Ranking]) -> list[Ranking]:
@@ -140,59 +172,9 @@ def read_rankings(path: Path | str) -> list[Ranking]:
     """The choices that count, in the order in which they were made; none if there is no such file.
 
     Raises:
-        RankingError: naming the file, the line and what is wrong with it.
+        RankingError: naming the file, the choice and what is wrong with it.
     """
     return standing(read_history(path))
-
-
-# ---- writing ---------------------------------------------------------------------------------------------------
-def append_ranking(path: Path | str, ranking: Ranking) -> None:
-    """Add a line to the file and see it onto the disk: after an error the file is as it was before.
-
-    Raises:
-        RankingError: if the file cannot be written, such as on a full disk.
-    """
-    path = user_path(path)
-    line = (ranking.model_dump_json() + "\n").encode()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_SECONDS):
-            _append(path, line)
-    except Timeout:
-        raise RankingError(f"{path}: another program is writing to it; choose again in a moment") from None
-    except (OSError, ValueError) as problem:  # ValueError: a null character in the path
-        reason = getattr(problem, "strerror", None) or problem
-        raise RankingError(
-            f"{path}: this choice could not be written ({reason}); all earlier ones are kept; mend it and choose again"
-        ) from None
-
-
-def _append(path: Path, line: bytes) -> None:
-    """Write a line after the last whole one, or nothing at all."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
-    try:
-        whole, tail = _split(_read_all(handle))
-        size = len(whole) + len(tail)
-        rest = memoryview((b"\n" if tail else b"") + line)
-        try:
-            os.ftruncate(handle, size)  # what a crash left of a line
-            os.lseek(handle, size, os.SEEK_SET)
-            while rest:
-                rest = rest[os.write(handle, rest) :]
-            os.fsync(handle)
-        except BaseException:
-            with contextlib.suppress(OSError):  # then a half line stays, which reading passes over
-                os.ftruncate(handle, size)
-            raise
-    finally:
-        os.close(handle)
-
-
-def _read_all(handle: int) -> bytes:
-    parts = []
-    while part := os.read(handle, 2**20):
-        parts.append(part)
-    return b"".join(parts)
 
 
 # ---- asking ----------------------------------------------------------------------------------------------------
@@ -223,8 +205,8 @@ class RankingSession:
         for ranking in history:
             if self.pairs.get(ranking.id, ranking.pair) != ranking.pair:
                 raise RankingError(f"{path}: ranks other texts under the id '{ranking.id}'; use another file or id")
-        mine = [one for one in standing(history) if one.user == self.user and one.id in self.pairs]
-        self.chosen: dict[str, Choice] = {one.id: one.choice for one in mine}  # in the order in which they were made
+        mine = [ranking for ranking in standing(history) if ranking.user == self.user and ranking.id in self.pairs]
+        self.chosen: dict[str, Choice] = {ranking.id: ranking.choice for ranking in mine}  # in the order of choosing
 
     @property
     def current(self) -> Pair | None:
@@ -233,8 +215,7 @@ class RankingSession:
 
     def is_swapped(self, pair: Pair) -> bool:
         """Whether the second answer of a pair is shown as A."""
-        digest = hashlib.sha256(json.dumps([self.seed, self.user, pair.id]).encode()).digest()
-        return bool(digest[0] & 1)
+        return bool(hashlib.sha256(json.dumps([self.seed, self.user, pair.id]).encode()).digest()[0] & 1)
 
     def shown(self, pair: Pair) -> dict[str, str]:
         """The answers of a pair by the letter under which they are shown."""
@@ -246,15 +227,10 @@ class RankingSession:
 
         An answer that does not stand there word for word, or is empty, is left out.
         """
-        known = (
-            (pair.second_start, pair.first_start) if self.is_swapped(pair) else (pair.first_start, pair.second_start)
-        )
-        places = {
-            letter: start if start is not None else pair.context.find(text)
-            for (letter, text), start in zip(self.shown(pair).items(), known, strict=True)
-            if text
-        }
-        return {letter: start for letter, start in places.items() if start >= 0}
+        answers = [(pair.first, pair.first_start), (pair.second, pair.second_start)]
+        shown = zip("AB", reversed(answers) if self.is_swapped(pair) else answers, strict=True)
+        starts = {letter: pair.context.find(text) if at is None else at for letter, (text, at) in shown if text}
+        return {letter: start for letter, start in starts.items() if start >= 0}
 
     def choose(self, pair: Pair, button: Literal["A", "B", "tie", "skip"]) -> bool:
         """Write down what was chosen on a pair. False, and nothing is written, if the user has chosen already.
@@ -284,8 +260,8 @@ class RankingSession:
         return pair
 
     def _write(self, pair: Pair, choice: Choice) -> None:
-        now = datetime.now(UTC).replace(microsecond=0)
-        append_ranking(self.path, Ranking(**pair.model_dump(), choice=choice, user=self.user, time=now))
+        time = datetime.now(UTC).replace(microsecond=0)
+        append_ranking(self.path, Ranking(**pair.model_dump(), choice=choice, user=self.user, time=time))
 
 
 # ---- two users -------------------------------------------------------------------------------------------------
@@ -299,30 +275,25 @@ class UserAgreement(NamedTuple):
 
 
 def agreement(rankings: Iterable[Ranking]) -> list[UserAgreement]:
-    """The agreement of every two users who share a pair, raw and as Cohen's kappa.
+    """The agreement of every two users who share a pair, by the rankings that count: raw and as Cohen's kappa.
 
     Kappa is (raw - chance) / (1 - chance), where chance is how often two users would agree who made their choices as
     often as these did, but blindly (Cohen 1960, "A Coefficient of Agreement for Nominal Scales", Educational and
     Psychological Measurement 20:37).
-
-    Args:
-        rankings: those of any users that count, from `read_rankings`.
     """
     chosen: dict[str, dict[str, Choice]] = {}
     for ranking in rankings:
         if ranking.choice not in ("skip", "undo"):
             chosen.setdefault(ranking.user, {})[ranking.id] = ranking.choice
-    found = []
-    for one, other in combinations(sorted(chosen), 2):
-        both = [(choice, chosen[other][id]) for id, choice in chosen[one].items() if id in chosen[other]]
+    agreed = []
+    for users in combinations(sorted(chosen), 2):
+        mine, theirs = (chosen[user] for user in users)
+        both = [(choice, theirs[id]) for id, choice in mine.items() if id in theirs]
         if both:
-            found.append(UserAgreement((one, other), len(both), *_cohen(both)))
-    return found
-
-
-def _cohen(both: Sequence[tuple[Choice, Choice]]) -> tuple[float, float]:
-    count = len(both)
-    mine, theirs = (Counter(choices) for choices in zip(*both, strict=True))
-    raw = sum(one == other for one, other in both) / count
-    chance = sum(mine[choice] * theirs[choice] for choice in mine) / count**2
-    return raw, (raw - chance) / (1 - chance) if chance < 1 else float("nan")
+            count = len(both)
+            raw = sum(my_choice == their_choice for my_choice, their_choice in both) / count
+            my_counts, their_counts = (Counter(choices) for choices in zip(*both, strict=True))
+            chance = sum(my_counts[choice] * their_counts[choice] for choice in my_counts) / count**2
+            kappa = (raw - chance) / (1 - chance) if chance < 1 else float("nan")
+            agreed.append(UserAgreement(users, count, raw, kappa))
+    return agreed

@@ -9,7 +9,7 @@ question are computed once, training takes seconds, and one call scores every sp
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,11 @@ from torch.nn.functional import logsigmoid, pad
 
 from qa_helpers.common.device import progress_bar
 from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
-from qa_helpers.evaluation.statistics import Calibration, expected_calibration
+from qa_helpers.evaluation.statistics import Calibration, bootstrap_mean, expected_calibration
+from qa_helpers.experiment.scores import Score
+from qa_helpers.rlhf.measure import Reference, ReferenceBatch, collate
 from qa_helpers.rlhf.policy import expectation, to_span
-from qa_helpers.rlhf.preferences import Pair, longer_by
-from qa_helpers.rlhf.reference import Reference, ReferenceBatch, collate
+from qa_helpers.rlhf.preferences import Pair, by_question
 
 Pairs = Sequence[Pair]
 LOG_PROB_SCALE = 10.0  # nats: brings the reference's log probabilities to about the size of the states
@@ -144,51 +145,61 @@ def train_reward_model(
     """
     if not pairs or not held_out:
         raise ValueError(f"training takes pairs and held-out pairs; got {len(pairs)} and {len(held_out)}")
-    groups = _by_question(pairs)
+    groups = by_question(pairs)
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.01)
-    history = [_epoch(model, references, held_out, 0, float("nan"))]
-    best, weights = history[0], copy.deepcopy(model.state_dict())
-    for epoch in progress_bar(range(1, epochs + 1), desc="reward model", unit="epoch"):
+
+    def learn() -> float:
         losses = []
         order = rng.permutation(list(groups)).tolist()
         for at in range(0, len(order), questions_per_step):
-            chosen = [pair for place in order[at : at + questions_per_step] for pair in groups[place]]
+            chosen = [pair for i in order[at : at + questions_per_step] for pair in groups[i]]
             loss = bradley_terry_loss(_margins(model, references, chosen))
             optimizer.zero_grad()
             loss.mean().backward()
             optimizer.step()
             losses += loss.tolist()
-        history.append(_epoch(model, references, held_out, epoch, float(np.mean(losses))))
-        if history[-1].loss < best.loss:
-            best, weights = history[-1], copy.deepcopy(model.state_dict())
-        if epoch - best.epoch >= patience:
+        return float(np.mean(losses))
+
+    return keep_best(model, learn, lambda: margins(model, references, held_out), epochs, patience)
+
+
+def keep_best(
+    model: nn.Module, learn: Callable[[], float], judge: Callable[[], np.ndarray], epochs: int, patience: int
+) -> list[RewardEpoch]:
+    """Train a reward model, and leave it as it was when the held-out pairs were likeliest.
+
+    Args:
+        model: what is trained.
+        learn: an epoch of it; gives the mean loss of the pairs, each before it was learned from.
+        judge: by how much the model as it is now prefers the better answer of the held-out pairs: (pairs,).
+        epochs: at most.
+        patience: epochs without a better held-out loss after which it stops.
+
+    Returns:
+        What each epoch came to, the first entry before training.
+    """
+    history: list[RewardEpoch] = []
+    best, weights = 0, copy.deepcopy(model.state_dict())
+    for epoch in progress_bar(range(epochs + 1), desc="reward model", unit="epoch"):
+        train_loss = learn() if epoch else float("nan")
+        margin = judge()
+        loss = float(bradley_terry_loss(torch.from_numpy(margin)).mean())
+        history.append(RewardEpoch(epoch, train_loss, loss, accuracy(margin)))
+        if loss < history[best].loss:
+            best, weights = epoch, copy.deepcopy(model.state_dict())
+        if epoch - best >= patience:
             break
     model.load_state_dict(weights)
     return history
 
 
-def _by_question(pairs: Pairs) -> dict[int, list[Pair]]:
-    groups: dict[int, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.question, []).append(pair)
-    return groups
-
-
-def _epoch(
-    model: RewardModel, references: Sequence[Reference], held_out: Pairs, epoch: int, train_loss: float
-) -> RewardEpoch:
-    found = margins(model, references, held_out)
-    loss = float(bradley_terry_loss(torch.from_numpy(found)).mean())
-    return RewardEpoch(epoch, train_loss, loss, accuracy(found))
-
-
 def _margins(model: RewardModel, references: Sequence[Reference], pairs: Pairs) -> torch.Tensor:
     """Reward of the better minus reward of the worse answer, with its gradient: (pairs,)."""
-    places = list(dict.fromkeys(pair.question for pair in pairs))
+    numbers = list(dict.fromkeys(pair.question for pair in pairs))
     device = next(model.parameters()).device
-    batch = collate([references[place] for place in places], device)
-    row = {place: row for row, place in enumerate(places)}
+    batch = collate([references[number] for number in numbers], device)
+    row = {number: row for row, number in enumerate(numbers)}
     table = torch.tensor([(row[pair.question], pair.better, pair.worse) for pair in pairs], device=device)
     scores = model.score(batch, table[:, :1], table[:, 1:])
     return scores[:, 0] - scores[:, 1]
@@ -198,22 +209,22 @@ def _margins(model: RewardModel, references: Sequence[Reference], pairs: Pairs) 
 @torch.no_grad()
 def margins(model: RewardModel, references: Sequence[Reference], pairs: Pairs) -> np.ndarray:
     """By how much a reward model prefers each pair's better answer: (pairs,), negative where it ranks them wrongly."""
-    found = np.zeros(len(pairs))
+    preferred = np.zeros(len(pairs))
     order = sorted(range(len(pairs)), key=lambda i: pairs[i].question)
     for at in range(0, len(order), 256):  # pairs at once: at most so many passages in memory
         chosen = order[at : at + 256]
-        found[chosen] = _margins(model, references, [pairs[i] for i in chosen]).cpu().numpy()
-    return found
+        preferred[chosen] = _margins(model, references, [pairs[i] for i in chosen]).cpu().numpy()
+    return preferred
 
 
 def log_prob_margins(references: Sequence[Reference], pairs: Pairs) -> np.ndarray:
     """By how much the reference itself finds each pair's better answer likelier, in nats: (pairs,)."""
 
-    def score(place: int, action: int) -> float:
+    def score(question: int, action: int) -> float:
         start, length = to_span(action)
-        return float(references[place].start_logits[start] + references[place].end_logits[start + length - 1])
+        return float(references[question].start_logits[start] + references[question].end_logits[start + length - 1])
 
-    return np.array([score(place, better) - score(place, worse) for place, better, worse in pairs])
+    return np.array([score(question, better) - score(question, worse) for question, better, worse in pairs])
 
 
 def accuracy(margin: np.ndarray) -> float:
@@ -221,14 +232,17 @@ def accuracy(margin: np.ndarray) -> float:
     return float((np.sign(margin) + 1).mean() / 2)
 
 
-def compare_rankers(model: RewardModel, references: Sequence[Reference], pairs: Pairs) -> dict[str, float]:
-    """The accuracy, from 0 to 1, of the reward model and of what it must beat to have learned what people want."""
-    return {
-        "reward model": accuracy(margins(model, references, pairs)),
-        "the model's own probability": accuracy(log_prob_margins(references, pairs)),
-        "the shorter answer": accuracy(-longer_by(pairs)),
-        "chance": 0.5,
-    }
+def ranked_rightly(preferred: Mapping[str, np.ndarray], clusters: Sequence[Hashable]) -> dict[str, Score]:
+    """How often rankers rank pairs as people do, in percent, with intervals over clusters; none of fewer than two.
+
+    Args:
+        preferred: of each ranker, by how much it prefers the better answers: (pairs,).
+        clusters: of each pair its question or article, since pairs of one hang together.
+    """
+    if len(set(clusters)) < 2:
+        return {}
+    right = {name: 50 * (np.sign(margin) + 1) for name, margin in preferred.items()}
+    return {name: Score.of(bootstrap_mean(percent, clusters=clusters)) for name, percent in right.items()}
 
 
 def ranking_calibration(margin: np.ndarray, bins: int = 5) -> Calibration:
@@ -250,6 +264,7 @@ def length_correlation(log_p: torch.Tensor, reward: torch.Tensor) -> float:
         log_p, reward: (batch, actions).
     """
     length = (torch.arange(log_p.shape[1], device=log_p.device) % MAX_ANSWER_TOKENS + 1.0).expand_as(log_p)
-    one, other = (values - expectation(log_p, values)[:, None] for values in (reward, length))
-    both, mine, its = (float(expectation(log_p, product).sum()) for product in (one * other, one**2, other**2))
-    return both / (mine * its) ** 0.5 if mine * its > 0 else float("nan")
+    reward, length = (values - expectation(log_p, values)[:, None] for values in (reward, length))
+    products = (reward * length, reward**2, length**2)
+    both, rewards, lengths = (float(expectation(log_p, product).sum()) for product in products)
+    return both / (rewards * lengths) ** 0.5 if rewards * lengths > 0 else float("nan")

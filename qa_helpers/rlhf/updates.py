@@ -5,7 +5,7 @@ Dropout is off throughout: with it, the policy that is changed would be another 
 that PPO's ratio would be noise before the first step), and the KL to the reference would not begin at 0.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,10 +23,9 @@ from qa_helpers.rlhf.losses import (
     reinforce_loss,
     sampled_kl,
 )
-from qa_helpers.rlhf.outcomes import Outcome, Reward, outcome
+from qa_helpers.rlhf.measure import Outcome, Reference, ReferenceBatch, Reward, collate, outcome
 from qa_helpers.rlhf.policy import exact_kl, expectation, objective, policy, sample
-from qa_helpers.rlhf.preferences import Pair, answer_actions
-from qa_helpers.rlhf.reference import Reference, ReferenceBatch, collate
+from qa_helpers.rlhf.preferences import Pair, answer_actions, by_question
 
 Method = Literal["reinforce", "ppo", "grpo", "exact"]
 Penalty = Literal["reward", "exact", "sampled"]
@@ -132,12 +131,7 @@ def policy_loss(log_p: torch.Tensor, log_ref: torch.Tensor, rollout: Rollout, se
     return loss.mean()
 
 
-# ---- the loops --------------------------------------------------------------------------------------------------
-# Of a step: the questions' places, their batch, the policy's log probabilities and the rewards before the update, to
-# the loss of the log probabilities as they are now.
-_Losses = Callable[[list[int], ReferenceBatch, torch.Tensor, torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
-
-
+# ---- the loops -------------------------------------------------------------------------------------------------
 def update_policy(
     model: nn.Module,
     tokenizer: Any,
@@ -146,28 +140,32 @@ def update_policy(
     settings: UpdateSettings,
     held_out: Sequence[Reference] = (),
 ) -> History:
-    """Change a span model in place so that its answers earn more reward.
+    """Change a span model in place so that its answers earn more reward: REINFORCE, PPO, GRPO, or the exact gradient.
 
     Args:
         model: on any device.
         tokenizer: its tokenizer.
-        references: of the questions to learn on: what `reward.ask_reference` found when it asked the model as it was
+        references: of the questions to learn on: what `measure.ask_reference` found when it asked the model as it was
             fine-tuned, which is what KL is measured against.
         reward: of every action of a batch, such as a `reward.RewardModel`, on the model's device.
         settings: how.
         held_out: of the questions to measure it on, every few steps; none if empty.
     """
+    learner = _Learner(model, tokenizer, references, reward, settings, held_out)
     generator = torch.Generator().manual_seed(settings.seed)
-
-    def losses(places: list[int], batch: ReferenceBatch, log_p: torch.Tensor, value: torch.Tensor) -> Any:
-        if settings.method == "exact":
-            return lambda now: -objective(now, batch.log_ref, value, settings.beta).mean()
-        rollout = roll_out(log_p, batch.log_ref, value, settings, generator)
-        return lambda now: policy_loss(now, batch.log_ref, rollout, settings)
-
     passes = settings.passes if settings.method in ("ppo", "grpo") else 1
-    everything = range(len(references))
-    return _update(model, tokenizer, references, everything, losses, settings, reward, held_out, passes)
+    with evaluation_mode(model):
+        for _, batch, log_p, value in learner.steps(range(len(references))):
+            if settings.method != "exact":
+                rollout = roll_out(log_p, batch.log_ref, value, settings, generator)
+            for again in range(passes):
+                now = learner.policy(batch) if again else log_p
+                if settings.method == "exact":
+                    loss = -objective(now, batch.log_ref, value, settings.beta).mean()
+                else:
+                    loss = policy_loss(now, batch.log_ref, rollout, settings)
+                learner.learn(loss)
+    return learner.history
 
 
 def train_dpo(
@@ -187,17 +185,15 @@ def train_dpo(
         settings: what it says of methods and samples has no use here.
         reward: what the policy is measured with, not what it is trained on.
     """
-    ranked: dict[int, list[Pair]] = {}
-    for pair in pairs:
-        ranked.setdefault(pair.question, []).append(pair)
-
-    def losses(places: list[int], batch: ReferenceBatch, *_: torch.Tensor) -> Any:
-        here = [(row, one.better, one.worse) for row, place in enumerate(places) for one in ranked[place]]
-        rows, better, worse = torch.tensor(here, device=batch.states.device).unbind(1)
-        ref_better, ref_worse = (batch.log_ref[rows, one] for one in (better, worse))
-        return lambda now: dpo_loss(now[rows, better], now[rows, worse], ref_better, ref_worse, settings.beta).mean()
-
-    return _update(model, tokenizer, references, list(ranked), losses, settings, reward, held_out)
+    learner = _Learner(model, tokenizer, references, reward, settings, held_out)
+    ranked = by_question(pairs)
+    with evaluation_mode(model):
+        for chosen, batch, log_p, _ in learner.steps(list(ranked)):
+            table = [(row, *pair[1:]) for row, i in enumerate(chosen) for pair in ranked[i]]
+            rows, better, worse = torch.tensor(table, device=log_p.device).unbind(1)
+            policy_says, reference_says = ((p[rows, better], p[rows, worse]) for p in (log_p, batch.log_ref))
+            learner.learn(dpo_loss(*policy_says, *reference_says, settings.beta).mean())
+    return learner.history
 
 
 def train_supervised(
@@ -213,67 +209,81 @@ def train_supervised(
     Every annotator's answer counts; a question none of whose answers is an action is left out. Arguments as
     `train_dpo` takes them, without pairs.
     """
-    given = [[action for action in answer_actions(one.question) if action is not None] for one in references]
-
-    def losses(places: list[int], batch: ReferenceBatch, *_: torch.Tensor) -> Any:
-        return lambda now: -torch.stack([now[row, given[place]].mean() for row, place in enumerate(places)]).mean()
-
-    labelled = [place for place, actions in enumerate(given) if actions]
-    return _update(model, tokenizer, references, labelled, losses, settings, reward, held_out)
-
-
-def _update(
-    model: nn.Module,
-    tokenizer: Any,
-    references: Sequence[Reference],
-    places: Sequence[int],  # of the questions to draw from
-    losses: _Losses,
-    settings: UpdateSettings,
-    reward: Reward,
-    held_out: Sequence[Reference],
-    passes: int = 1,
-) -> History:
-    """The loop that all have in common."""
-    device = next(model.parameters()).device
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, settings.learning_rate, weight_decay=0)
-    draws = _draws(places, settings)
-    history = History()
-
-    def measure(step: int) -> None:
-        if held_out:
-            found = outcome(lambda batch: policy(model, tokenizer, batch.questions), held_out, reward, device)
-            history.outcomes.append((step, found))
-
-    with evaluation_mode(model), progress_bar(total=settings.steps, desc="policy update", unit="step") as bar:
-        for step in range(1, settings.steps + 1):
-            if (step - 1) % settings.evaluate_every == 0:
-                measure(step - 1)
-            chosen = next(draws)
-            batch = collate([references[place] for place in chosen], device)
-            now = policy(model, tokenizer, batch.questions)
-            with torch.no_grad():
-                value, before = reward(batch), now.detach()
-            loss_of = losses(chosen, batch, before, value)
-            for again in range(passes):
-                loss = loss_of(policy(model, tokenizer, batch.questions) if again else now)
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(weights, CLIP_NORM)
-                optimizer.step()
-            kl, earned = exact_kl(before, batch.log_ref).mean(), expectation(before, value).mean()
-            history.steps.append(Step(step, float(loss.detach()), float(kl), float(earned)))
-            bar.update()
-        measure(settings.steps)
-    return history
+    learner = _Learner(model, tokenizer, references, reward, settings, held_out)
+    given = [[action for action in answer_actions(each.question) if action is not None] for each in references]
+    with evaluation_mode(model):
+        for chosen, _, log_p, _ in learner.steps([i for i, actions in enumerate(given) if actions]):
+            likelihoods = [log_p[row, given[i]].mean() for row, i in enumerate(chosen)]
+            learner.learn(-torch.stack(likelihoods).mean())
+    return learner.history
 
 
-def _draws(places: Sequence[int], settings: UpdateSettings) -> Iterator[list[int]]:
+# Of a step: its questions' places among the references, their batch, and, (batch, actions) each, the policy's log
+# probabilities before the update, with their gradient, and the rewards.
+_Turn = tuple[list[int], ReferenceBatch, torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class _Learner:
+    """A policy under way: what all loops do alike, around the loss that each has of its own."""
+
+    model: nn.Module
+    tokenizer: Any
+    references: Sequence[Reference]
+    reward: Reward
+    settings: UpdateSettings
+    held_out: Sequence[Reference]
+    history: History = field(default_factory=History)
+    loss: float = float("nan")  # of the last update
+
+    def __post_init__(self) -> None:
+        self.weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, self.settings.learning_rate, weight_decay=0)
+        self.device = next(self.model.parameters()).device
+
+    def steps(self, candidates: Sequence[int]) -> Iterator[_Turn]:
+        """Each step's turn, of questions drawn from these places; what it came to is kept when the next begins."""
+        draws, settings = _draws(candidates, self.settings), self.settings
+        with progress_bar(total=settings.steps, desc="policy update", unit="step") as bar:
+            for step in range(1, settings.steps + 1):
+                if (step - 1) % settings.evaluate_every == 0:
+                    self.measure(step - 1)
+                chosen = next(draws)
+                batch = collate([self.references[i] for i in chosen], self.device)
+                log_p = self.policy(batch)
+                with torch.no_grad():
+                    value = self.reward(batch)
+                yield chosen, batch, log_p, value
+                before = log_p.detach()
+                kl, earned = exact_kl(before, batch.log_ref).mean(), expectation(before, value).mean()
+                self.history.steps.append(Step(step, self.loss, float(kl), float(earned)))
+                bar.update()
+            self.measure(settings.steps)
+
+    def policy(self, batch: ReferenceBatch) -> torch.Tensor:
+        """The log probabilities as they are now, (batch, actions)."""
+        return policy(self.model, self.tokenizer, batch.questions)
+
+    def learn(self, loss: torch.Tensor) -> None:
+        """One update of the weights."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, CLIP_NORM)
+        self.optimizer.step()
+        self.loss = float(loss.detach())
+
+    def measure(self, step: int) -> None:
+        """See what the policy is worth after so many steps."""
+        if self.held_out:
+            self.history.outcomes.append((step, outcome(self.policy, self.held_out, self.reward, self.device)))
+
+
+def _draws(candidates: Sequence[int], settings: UpdateSettings) -> Iterator[list[int]]:
     """The questions of each step: all in random order, then all again in another; no question twice in a step."""
     rng = np.random.default_rng(settings.seed)
-    count = min(settings.questions_per_step, len(places))
+    count = min(settings.questions_per_step, len(candidates))
     if not count:
         raise ValueError("there is no question to learn on")
     while True:
-        order = rng.permutation(np.asarray(places)).tolist()
+        order = rng.permutation(np.asarray(candidates)).tolist()
         yield from (order[at : at + count] for at in range(0, len(order) - count + 1, count))

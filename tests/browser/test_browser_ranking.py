@@ -28,9 +28,9 @@ RankingWidget(RankingSession(pairs, "FILE", "ada"))
 def ranking(lab: Lab, page: Any, request: pytest.FixtureRequest) -> tuple[NotebookPage, Path]:
     """The widget in a notebook of its own, and the file that it writes."""
     name = request.node.name
-    cell = nbformat.v4.new_code_cell(SOURCE.strip().replace("FILE", f"{name}.jsonl"))
+    cell = nbformat.v4.new_code_cell(SOURCE.strip().replace("FILE", f"{name}.sqlite"))
     opened = NotebookPage(page, lab, write(lab, nbformat.v4.new_notebook(cells=[cell]), f"{name}.ipynb"))
-    return opened, lab.notebooks / f"{name}.jsonl"
+    return opened, lab.notebooks / f"{name}.sqlite"
 
 
 def pause(page: Any) -> None:

@@ -14,7 +14,7 @@ from little_space import no_file_longer_than
 
 from qa_helpers.__main__ import main
 from qa_helpers.common.io import CourseError, check_writable, user_path, write_atomically
-from qa_helpers.experiment import run, store
+from qa_helpers.experiment import once, run, store
 from qa_helpers.experiment.record_files import write_record
 from qa_helpers.experiment.spec import EvalSet, Experiment
 
@@ -97,9 +97,9 @@ def test_what_may_be_written_leaves_nothing_behind_when_it_is_tried(tmp_path):
 
 
 def test_other_faults_are_not_taken_for_a_full_disk(tmp_path):
-    with pytest.raises(RuntimeError, match=r"^CUDA error"), store.locked(tmp_path / "x"):
+    with pytest.raises(RuntimeError, match=r"^CUDA error"), once.locked(tmp_path / "x"):
         raise RuntimeError("CUDA error: out of memory")
-    with pytest.raises(ConnectionError), store.locked(tmp_path / "x"):
+    with pytest.raises(ConnectionError), once.locked(tmp_path / "x"):
         raise ConnectionError
 
 
@@ -154,10 +154,10 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypat
         store.run_experiment(Experiment(name="x", train_size=4, model="/no-such-model"))
     write_atomically("~/record.json", "x")
     pair = Pair.of("Who?", "Ada or Bob.", "Ada", "Bob")
-    RankingSession([pair], "~/rankings.jsonl", "ada").choose(pair, "A")
-    assert len(read_rankings("~/rankings.jsonl")) == 1
+    RankingSession([pair], "~/rankings.sqlite", "ada").choose(pair, "A")
+    assert len(read_rankings("~/rankings.sqlite")) == 1
     made = {path.name for path in home.iterdir() if not path.name.startswith(".")}
-    assert made == {"data", "runs", "other", "record.json", "rankings.jsonl"}
+    assert made == {"data", "runs", "other", "record.json", "rankings.sqlite"}
     assert list(here.iterdir()) == []
 
 

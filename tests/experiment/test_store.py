@@ -19,9 +19,9 @@ from qa_helpers.evaluation import written_answers
 from qa_helpers.evaluation.retrieval import retrieval_ranks
 from qa_helpers.evaluation.span_answers import answer
 from qa_helpers.evaluation.statistics import bootstrap_mean
+from qa_helpers.experiment import once, store
 from qa_helpers.experiment import rerun as rerun_module
 from qa_helpers.experiment import run as run_module
-from qa_helpers.experiment import store
 from qa_helpers.experiment.catalogue import named_experiments
 from qa_helpers.experiment.record_files import load_records, read_record, write_record
 from qa_helpers.experiment.rerun import (
@@ -183,7 +183,7 @@ def test_training_that_diverged_says_so(tokenizer, course):
 
 # ---- one process at a time --------------------------------------------------------------------------------------
 def hold_lock(home, held):
-    with store.locked(home):
+    with once.locked(home):
         held.set()
         time.sleep(600)
 
@@ -226,8 +226,8 @@ def test_an_error_ends_the_lock_and_what_was_finished_meanwhile_is_read(finished
     for _ in range(2):
         with pytest.raises(AssertionError, match="trained"):
             run_experiment(run.experiment, tmp_path)
-    claim = store._claim
-    monkeypatch.setattr(store, "_claim", lambda home, one: claim(home, one) or write_record(run, home))
+    claim, home = once._claim, tmp_path / run.experiment.name
+    monkeypatch.setattr(once, "_claim", lambda *given: claim(*given) or write_record(run, home))
     assert run_experiment(run.experiment, tmp_path) == run
 
 

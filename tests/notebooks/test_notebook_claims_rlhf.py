@@ -16,10 +16,10 @@ from scipy import stats
 from qa_helpers.common.io import project_folder
 from qa_helpers.evaluation.statistics import gains_over_blocks
 from qa_helpers.experiment.catalogue import SCALES
-from qa_helpers.rlhf.comparison import gain, gains_over_seeds, wins
+from qa_helpers.rlhf.chain_record import load_chains
 from qa_helpers.rlhf.language.record import language_table, load_language_chains
 from qa_helpers.rlhf.losses import ppo_loss
-from qa_helpers.rlhf.record import load_chains
+from qa_helpers.rlhf.measure import gain, gains_over_seeds, wins
 
 CELLS = json.loads((project_folder() / "notebooks" / "04_rlhf.ipynb").read_text(encoding="utf-8"))["cells"]
 SOURCES = ["".join(cell["source"]) for cell in CELLS]
@@ -276,7 +276,7 @@ def test_the_live_cells_work_at_the_scale_that_is_set(monkeypatch, tokenizer, co
     monkeypatch.setattr("qa_helpers.experiment.lineage.load_run", lambda name, folder: (None, tokenizer))
     monkeypatch.setattr("qa_helpers.data.squad.load_qa", lambda *what: read.append(what) or course)
     monkeypatch.setattr("qa_helpers.rlhf.policy.one_window", lambda rows, tokenizer: (rows, 0))
-    monkeypatch.setattr("qa_helpers.rlhf.reference.ask_reference", lambda model, tokenizer, questions: questions)
+    monkeypatch.setattr("qa_helpers.rlhf.measure.ask_reference", lambda model, tokenizer, questions: questions)
     cells = {}
     for cell, source in zip(CELLS, SOURCES, strict=True):
         if cell["id"] in ("cell-04-87946f", "cell-06-ba4476"):

@@ -1,20 +1,24 @@
-"""Rankings: real files, full disks, crashes in the middle of a line, and two users."""
+"""Rankings: real files, full disks, crashes in the middle of a choice, two kernels at once, and two users."""
 
-import errno
+import contextlib
 import gzip
 import json
 import math
-import os
+import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from little_space import no_file_longer_than
 
 from qa_helpers.rlhf.ranking_store import (
+    TABLE,
     Pair,
     Ranking,
     RankingError,
@@ -37,11 +41,23 @@ def ranking(id: str = "q0", choice: str = "first", user: str = "ada", **changes:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "rankings.jsonl"
+    return tmp_path / "rankings.sqlite"
 
 
-def fail(number: int = errno.ENOSPC) -> None:
-    raise OSError(number, os.strerror(number))
+def database_of(*lines: str) -> bytes:
+    """A file of rankings with these rows."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as database, database:
+        database.execute(TABLE)
+        database.executemany("INSERT INTO rankings (ranking) VALUES (?)", [[line] for line in lines])
+        database.commit()
+        return database.serialize()
+
+
+def put(path: Path, *lines: str) -> None:
+    """Rows as somebody may have written them."""
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(TABLE)
+        database.executemany("INSERT INTO rankings (ranking) VALUES (?)", [[line] for line in lines])
 
 
 def read_or_sentence(path: Path) -> list[Ranking] | str:
@@ -52,10 +68,13 @@ def read_or_sentence(path: Path) -> list[Ranking] | str:
 
 
 # ---- the file --------------------------------------------------------------------------------------------------
-def test_a_line_holds_the_named_fields(path: Path) -> None:
+def test_a_row_holds_the_named_fields(path: Path) -> None:
     session = RankingSession(PAIRS, path, "ada")
     session.choose(PAIRS[0], "tie")
-    line = json.loads(path.read_text(encoding="utf-8"))
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        [(number, row)] = database.execute("SELECT * FROM rankings")
+    line = json.loads(row)
+    assert number == 1
     assert line.pop("time").endswith("Z"), "UTC"
     assert line == PAIRS[0].model_dump() | {"choice": "tie", "user": "ada"}
 
@@ -63,7 +82,7 @@ def test_a_line_holds_the_named_fields(path: Path) -> None:
 @settings(max_examples=25)  # each is seen onto the disk
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=4, max_size=4))
 def test_any_texts_come_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
-    path = tmp_path_factory.mktemp("rankings") / "file.jsonl"
+    path = tmp_path_factory.mktemp("rankings") / "file.sqlite"
     pair = Pair.of(*texts)
     session = RankingSession([pair], path, "ada")
     assert session.choose(pair, "A")
@@ -77,7 +96,7 @@ def test_ids_made_from_texts_differ_with_any_of_them() -> None:
     assert Pair.of("q", "c", "a", "b") == pairs[0]
 
 
-def test_a_later_line_replaces_an_earlier_one_and_undo_takes_it_back(path: Path) -> None:
+def test_a_later_choice_replaces_an_earlier_one_and_undo_takes_it_back(path: Path) -> None:
     for one in (ranking("q0", "first"), ranking("q1", "tie"), ranking("q0", "second"), ranking("q0", user="bob")):
         append_ranking(path, one)
     assert [(one.id, one.choice, one.user) for one in read_rankings(path)] == [
@@ -90,90 +109,111 @@ def test_a_later_line_replaces_an_earlier_one_and_undo_takes_it_back(path: Path)
     assert len(read_history(path)) == 5, "what was undone stays in the file"
 
 
-def test_no_file_is_no_ranking(path: Path) -> None:
+def test_no_file_is_no_ranking_and_reading_makes_none(path: Path) -> None:
     assert read_rankings(path) == []
+    assert not path.exists()
 
 
 @given(content=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")))
+@example(content=b"SQLite format 3\0" + bytes(84))
 def test_any_bytes_are_read_or_refused_in_one_sentence(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
-    path = tmp_path_factory.mktemp("rankings") / "file.jsonl"
+    path = tmp_path_factory.mktemp("rankings") / "file.sqlite"
     path.write_bytes(content)
     found = read_or_sentence(path)
     assert found == [] or (str(found).startswith(f"{path}: ") and "\n" not in str(found))
+    assert path.read_bytes() == content
 
 
 @given(data=st.data())
-def test_a_changed_byte_is_read_or_refused_and_never_hides_other_lines(
+def test_a_changed_byte_is_read_or_refused_and_never_hides_other_choices(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    path = tmp_path_factory.mktemp("rankings") / "file.jsonl"
-    lines = [ranking(f"q{i}").model_dump_json().encode() + b"\n" for i in range(3)]
-    content = bytearray(b"".join(lines))
-    content[data.draw(st.integers(0, len(lines[0]) - 2))] = data.draw(
-        st.integers(0, 255).filter(lambda byte: byte != 10)
-    )
+    path = tmp_path_factory.mktemp("rankings") / "file.sqlite"
+    whole = [ranking(f"q{i}") for i in range(3)]
+    content = bytearray(database_of(*(one.model_dump_json() for one in whole)))
+    place = data.draw(st.sampled_from([place for place, byte in enumerate(content) if byte]))
+    content[place] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     found = read_or_sentence(path)
     if isinstance(found, list):
-        assert [one.id for one in found][-2:] == ["q1", "q2"]
+        assert len(found) == 3
+        assert sum(one != as_it_was for one, as_it_was in zip(found, whole, strict=True)) <= 1
     else:
-        assert found.startswith(f"{path}: line 1: ")
+        assert found.startswith(f"{path}: ")
+        assert "\n" not in found
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"choice": "third"}, "line 2: choice: Input should be 'first', 'second', 'tie', 'skip' or 'undo'"),
-        ({"time": "2026-01-02T03:04:05"}, "line 2: time: "),
-        ({"id": ""}, "line 2: id: "),
-        ({"more": 1}, "line 2: more: Extra inputs"),
+        ({"choice": "third"}, "choice 2: choice: Input should be 'first', 'second', 'tie', 'skip' or 'undo'"),
+        ({"time": "2026-01-02T03:04:05"}, "choice 2: time: "),
+        ({"id": ""}, "choice 2: id: "),
+        ({"more": 1}, "choice 2: more: Extra inputs"),
     ],
 )
-def test_a_wrong_line_is_named(path: Path, change: dict[str, object], words: str) -> None:
+def test_a_wrong_row_is_named(path: Path, change: dict[str, object], words: str) -> None:
     append_ranking(path, ranking("q0"))
-    line = json.loads(ranking("q1").model_dump_json()) | change
-    path.write_text(path.read_text() + json.dumps(line) + "\n")
+    put(path, json.dumps(json.loads(ranking("q1").model_dump_json()) | change))
     with pytest.raises(RankingError, match=f"^{path}: {words}"):
         read_rankings(path)
 
 
-def test_an_editors_marks_are_no_mistakes(path: Path) -> None:
-    lines = [ranking(f"q{i}").model_dump_json() for i in range(2)]
-    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(lines).encode())  # and no line end at the end
-    assert [one.id for one in read_rankings(path)] == ["q0", "q1"]
-    append_ranking(path, ranking("q2"))
-    assert [one.id for one in read_rankings(path)] == ["q0", "q1", "q2"]
-
-
-def test_the_half_line_of_a_crash_is_passed_over_and_the_next_choice_takes_its_place(path: Path) -> None:
+def test_whoever_is_killed_while_writing_loses_only_that_choice(path: Path) -> None:
     append_ranking(path, ranking("q0"))
-    whole = path.read_bytes()
-    half = ranking("q1", question="Où?").model_dump_json().encode()
-    for length in range(len(half)):
-        path.write_bytes(whole + half[:length])
-        assert [one.id for one in read_rankings(path)] == ["q0"]
-    append_ranking(path, ranking("q2"))
-    assert [one.id for one in read_rankings(path)] == ["q0", "q2"]
-    assert len(path.read_bytes().splitlines()) == 2
+    program = (
+        "import os, sqlite3, sys; database = sqlite3.connect(sys.argv[1], isolation_level=None); "
+        "database.execute('PRAGMA cache_size = 1'); database.execute('BEGIN IMMEDIATE'); "
+        "[database.execute('INSERT INTO rankings (ranking) VALUES (?)', ['{' * 4000]) for _ in range(50)]; "
+        "os.kill(os.getpid(), 9)"
+    )
+    before = path.stat().st_size
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -9
+    assert path.stat().st_size > before, "it had begun to write into the file"
+    assert [one.id for one in read_rankings(path)] == ["q0"]
+    append_ranking(path, ranking("q1"))
+    assert [one.id for one in read_rankings(path)] == ["q0", "q1"]
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_a_choice_is_seen_onto_the_disk_before_the_call_returns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, connect = [], sqlite3.connect
+
+    def watched(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*arguments, **options)
+        connection.set_trace_callback(asked.append)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", watched)
+    append_ranking(path, ranking())
+    assert asked.index("PRAGMA synchronous = EXTRA") < asked.index("BEGIN IMMEDIATE") < asked.index("COMMIT")
+
+
+def database_of_something_else() -> bytes:
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.execute("CREATE TABLE notes (text)")
+        return database.serialize()
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (gzip.compress(b"choices"), "is compressed with gzip; unpack it first"),
-        (b"notes of mine, without a line end", "line 1: Invalid JSON.*; a line holds one choice, a JSON object"),
-        (b"[]", "line 1: .*; a line holds one choice, a JSON object"),
-        (b'[\n{"id": "q0"}\n]\n', "line 1: .*; a line holds one choice, a JSON object"),
+        (b"notes of mine, without a line end", "is no file of rankings, and is left as it is; give another .*"),
+        (b"[]", "is no file of rankings, and is left as it is; .*"),
+        (ranking().model_dump_json().encode(), r".* \(they were text up to commit [0-9a-f]{7}\)"),
+        (database_of_something_else(), "is no file of rankings, and is left as it is; .*"),
     ],
 )
 def test_somebody_elses_file_is_refused_and_kept(path: Path, content: bytes, words: str) -> None:
     path.write_bytes(content)
     with pytest.raises(RankingError, match=f"^{path}: {words}$"):
         RankingSession(PAIRS, path, "ada")
-    append_ranking(path, ranking())
-    assert path.read_bytes().startswith(content)
+    with pytest.raises(RankingError, match=f"^{path}: {words}$"):
+        append_ranking(path, ranking())
+    assert path.read_bytes() == content
 
 
 def test_a_name_with_half_a_character_is_refused(path: Path) -> None:
@@ -181,65 +221,34 @@ def test_a_name_with_half_a_character_is_refused(path: Path) -> None:
         RankingSession(PAIRS, path, "ad\ud83d")
 
 
-# ---- a full disk -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("broken", ["write", "write half", "fsync", "write and ftruncate"])
-def test_a_full_disk_loses_nothing_and_is_said_in_one_sentence(
-    path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
+# ---- a full disk, two kernels ----------------------------------------------------------------------------------
+def test_a_full_disk_loses_nothing_and_is_said_in_one_sentence(path: Path) -> None:
     session = RankingSession(PAIRS, path, "ada")
     session.choose(PAIRS[0], "A")
-    before, real = path.read_bytes(), os.write
-
-    def write_half(handle: int, content: bytes) -> int:
-        if bytes(content).startswith(b"{"):
-            return real(handle, content[: len(content) // 2])
-        return fail()
-
-    with monkeypatch.context() as patch:
-        if broken == "fsync":
-            patch.setattr(os, "fsync", lambda handle: fail())
-        else:
-            patch.setattr(os, "write", write_half if "half" in broken else lambda handle, content: fail())
-        with pytest.raises(RankingError, match=r"No space left on device\); all earlier ones are kept"):
+    before = path.read_bytes()
+    for size in (0, len(before) // 2, len(before) - 1):
+        with (
+            no_file_longer_than(size),
+            pytest.raises(RankingError, match=r"could not be written \(.*\); all earlier ones are kept; mend it and"),
+        ):
             session.choose(PAIRS[1], "B")
-    assert path.read_bytes() == before
-    assert session.current == PAIRS[1]
+        assert path.read_bytes() == before
+        assert session.current == PAIRS[1]
     assert session.choose(PAIRS[1], "B"), "once there is space, the same choice can be made"
     assert [one.id for one in read_rankings(path)] == ["q0", "q1"]
 
 
-def test_a_half_line_that_cannot_even_be_cut_off_is_passed_over(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    append_ranking(path, ranking("q0"))
-    write, cut, calls = os.write, os.ftruncate, []
-
-    def write_half(handle: int, content: bytes) -> int:
-        calls.append("write")
-        return write(handle, content[:20]) if calls == ["write"] else fail()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", write_half)
-        patch.setattr(os, "ftruncate", lambda handle, size: fail(errno.EIO) if calls else cut(handle, size))
-        with pytest.raises(RankingError, match="No space left"):
-            append_ranking(path, ranking("q1"))
-    assert not path.read_bytes().endswith(b"\n"), "the half line is there"
-    assert [one.id for one in read_rankings(path)] == ["q0"]
-    append_ranking(path, ranking("q1"))
-    assert [one.id for one in read_rankings(path)] == ["q0", "q1"]
-
-
-def test_an_undo_that_cannot_be_written_leaves_the_choice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_undo_that_cannot_be_written_leaves_the_choice(path: Path) -> None:
     session = RankingSession(PAIRS, path, "ada")
     session.choose(PAIRS[0], "A")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda handle, content: fail())
-        with pytest.raises(RankingError):
-            session.undo()
+    with no_file_longer_than(0), pytest.raises(RankingError):
+        session.undo()
     assert session.current == PAIRS[1]
 
 
 def test_a_path_that_cannot_be_written_is_said_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for path in (tmp_path, tmp_path / "file" / "rankings.jsonl", Path("a\0b")):
+    for path in (tmp_path, tmp_path / "file" / "rankings.sqlite", Path("a\0b")):
         with pytest.raises(RankingError):
             append_ranking(path, ranking())
         with pytest.raises(RankingError, match="cannot be read"):
@@ -247,15 +256,30 @@ def test_a_path_that_cannot_be_written_is_said_in_one_sentence(tmp_path: Path) -
 
 
 def test_who_holds_the_file_is_waited_for_and_then_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from filelock import FileLock
-
-    monkeypatch.setattr("qa_helpers.rlhf.ranking_store.LOCK_SECONDS", 0.1)
-    with (
-        FileLock(path.with_name(".rankings.jsonl.lock"), is_singleton=False),
-        pytest.raises(RankingError, match="another program is writing"),
-    ):
-        append_ranking(path, ranking())
     append_ranking(path, ranking())
+    monkeypatch.setattr("qa_helpers.rlhf.ranking_store.LOCK_SECONDS", 0.1)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RankingError, match="another program is writing"):
+            append_ranking(path, ranking("q1"))
+    append_ranking(path, ranking("q2"))
+    assert [one.id for one in read_rankings(path)] == ["q0", "q2"]
+
+
+def test_two_kernels_lose_nothing_of_what_they_write_at_once(path: Path) -> None:
+    program = (
+        "import sys; from qa_helpers.rlhf import ranking_store; "
+        "ranking_store.LOCK_SECONDS = 60; "  # on a busy machine, a disk may take seconds for one choice
+        "pairs = [ranking_store.Pair.of(str(i), '', 'a', 'b') for i in range(10)]; "
+        "session = ranking_store.RankingSession(pairs, sys.argv[1], sys.argv[2]); "
+        "[session.choose(pair, 'A') for pair in pairs]"
+    )
+    kernels = [subprocess.Popen([sys.executable, "-c", program, str(path), user]) for user in ("ada", "bob")]
+    assert [kernel.wait(240) for kernel in kernels] == [0, 0]
+    chosen = read_rankings(path)
+    assert Counter(one.user for one in chosen) == {"ada": 10, "bob": 10}
+    for user in ("ada", "bob"):
+        assert [one.question for one in chosen if one.user == user] == [str(i) for i in range(10)]
 
 
 # ---- sessions --------------------------------------------------------------------------------------------------
@@ -360,10 +384,11 @@ def test_reading_rankings_loads_neither_torch_nor_ipywidgets() -> None:
 @pytest.mark.parametrize(("start", "words"), [(1, "does not read 'A' at character 1"), (99, "at character 99")])
 def test_an_answer_starts_where_it_says(path: Path, start: int, words: str) -> None:
     line = ranking().model_dump(mode="json") | {"first_start": start}
-    path.write_text(json.dumps(line) + "\n")
-    with pytest.raises(RankingError, match=f"line 1: Value error, first_start: the context .*{words}"):
+    put(path, json.dumps(line))
+    with pytest.raises(RankingError, match=f"choice 1: Value error, first_start: the context .*{words}"):
         read_rankings(path)
-    path.write_text(json.dumps(line | {"first_start": 0, "second_start": 5}) + "\n")
+    path.unlink()
+    put(path, json.dumps(line | {"first_start": 0, "second_start": 5}))
     assert read_rankings(path)[0].second_start == 5
 
 

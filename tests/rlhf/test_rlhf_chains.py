@@ -11,14 +11,22 @@ from qa_helpers.__main__ import main
 from qa_helpers.data.squad import ASSETS, DataError, load_qa
 from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.experiment.catalogue import named_experiments
+from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.record import Ancestor, Fingerprints
 from qa_helpers.experiment.scores import Score
 from qa_helpers.experiment.spec import Experiment, RecordError, change
 from qa_helpers.rlhf import chain as chains
 from qa_helpers.rlhf.chain import run_chain
-from qa_helpers.rlhf.plans import named_chains
-from qa_helpers.rlhf.record import Chain, PolicyPlan, RewardPlan, format_chain, load_chains, read_chain, write_chain
-from qa_helpers.rlhf.reward import RewardModel, compare_rankers, margins
+from qa_helpers.rlhf.chain_record import (
+    Chain,
+    ChainRun,
+    PolicyPlan,
+    RewardPlan,
+    format_chain,
+    load_chains,
+    named_chains,
+)
+from qa_helpers.rlhf.reward import RewardModel, accuracy, log_prob_margins, margins
 from qa_helpers.widgets.playground import available_models
 
 REWARDS = (RewardPlan(name="own", epochs=2), RewardPlan(name="shuffled", flipped=0.5, epochs=1, stop_early=False))
@@ -185,16 +193,15 @@ def test_a_reward_model_is_measured_on_the_held_out_pairs_with_intervals_over_qu
     chain, found = asked
     model, result = chains._train_reward(CHAIN.rewards[0], chain, found)
     pairs = found.pairs["own", "held out"]
-    rankers = compare_rankers(model, found.held_out, pairs)
-    assert result.accuracy["reward model"].value == pytest.approx(100 * rankers["reward model"], abs=0.01)
-    assert result.accuracy["own probability"].value == pytest.approx(
-        100 * rankers["the model's own probability"], abs=0.01
-    )
+    rightly = 100 * accuracy(margins(model, found.held_out, pairs))
+    by_probability = 100 * accuracy(log_prob_margins(found.held_out, pairs))
+    assert result.accuracy["reward model"].value == pytest.approx(rightly, abs=0.01)
+    assert result.accuracy["own probability"].value == pytest.approx(by_probability, abs=0.01)
     right = 50 * (np.sign(margins(model, found.held_out, pairs)) + 1)
     questions = [pair.question for pair in pairs]
     assert result.accuracy["reward model"] == Score.of(bootstrap_mean(right, clusters=questions))
     assert result.accuracy["reward model"] != Score.of(bootstrap_mean(right))
-    learned = compare_rankers(model, found.learn, found.pairs["own", "learn"])["reward model"]
+    learned = accuracy(margins(model, found.learn, found.pairs["own", "learn"]))
     assert result.accuracy["reward model"].value != pytest.approx(100 * learned, abs=0.01)
 
 
@@ -210,8 +217,8 @@ def test_a_very_large_beta_holds_the_policy_where_a_small_one_lets_it_go(asked, 
 
 def test_writing_and_reading_change_nothing(done, tmp_path):
     _, run = done
-    write_chain(run, tmp_path / "chain.json")
-    assert read_chain(tmp_path / "chain.json") == run
+    (tmp_path / "chain.json").write_text(run.model_dump_json())
+    assert read_as(ChainRun, tmp_path / "chain.json") == run
 
 
 @pytest.mark.parametrize(
@@ -234,7 +241,7 @@ def test_a_broken_record_gives_one_sentence(done, tmp_path, change, words):
     change(raw)
     (tmp_path / "chain.json").write_text(json.dumps(raw))
     with pytest.raises(RecordError, match=r"chain\.json: ") as caught:
-        read_chain(tmp_path / "chain.json")
+        read_as(ChainRun, tmp_path / "chain.json")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -252,7 +259,7 @@ def test_the_command_line_runs_a_chain_from_a_file_and_writes_its_record(done, t
     record = tmp_path / "record.json"
     assert main(["chain", str(tmp_path / "mine.json"), "--folder", str(folder), "--record", str(record)]) == 0
     assert "| ppo | " in capsys.readouterr().out
-    assert read_chain(record).chain == run.chain
+    assert read_as(ChainRun, record).chain == run.chain
     assert main(["chain", "no-such-chain"]) == 2
     assert "there is no chain 'no-such-chain'; those that have names: class-rlhf-seed0" in capsys.readouterr().err
 

@@ -31,6 +31,7 @@ from qa_helpers.evaluation.written_answers import (
     prompt_tokens,
     training_features,
 )
+from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.scores import Score
 from qa_helpers.experiment.spec import RecordError, change
 from qa_helpers.rlhf.language import chain, updates
@@ -47,13 +48,14 @@ from qa_helpers.rlhf.language.answers import (
     read_answers,
     sample_answers,
 )
-from qa_helpers.rlhf.language.chain import named_language_chains, run_language_chain
+from qa_helpers.rlhf.language.chain import language_outcome, run_language_chain
 from qa_helpers.rlhf.language.record import (
     LanguageChain,
+    LanguageChainRun,
     LanguageMethod,
     format_language_chain,
     load_language_chains,
-    read_language_chain,
+    named_language_chains,
 )
 from qa_helpers.rlhf.language.reward import (
     AnswerReward,
@@ -65,7 +67,6 @@ from qa_helpers.rlhf.language.reward import (
 from qa_helpers.rlhf.language.updates import (
     LanguageUpdate,
     import_trl,
-    language_outcome,
     train_language_dpo,
     train_language_grpo,
     with_adapter,
@@ -208,7 +209,7 @@ def test_of_what_people_ranked_ties_skips_and_what_was_taken_back_make_no_pair()
 
 
 def test_what_was_ranked_in_a_session_trains_a_model_and_leaves_no_file(chat, policy, tmp_path, monkeypatch):
-    path = tmp_path / "rankings.jsonl"
+    path = tmp_path / "rankings.sqlite"
     texts = {name: getattr(ranking("first"), name) for name in ("question", "context", "first", "second")}
     for user, button in (("ada", "A"), ("bob", "B"), ("eve", "skip")):
         RankingSession([Shown.of(**texts)], path, user).choose(Shown.of(**texts), button)
@@ -497,14 +498,14 @@ def test_without_its_adapter_a_model_is_as_before_and_can_be_trained_again(chat,
 def test_an_outcome_of_the_reference_has_no_kl_and_of_a_changed_model_it_is_the_samples_log_ratio(chat, policy):
     reward = AnswerReward(torch.randn(10, 32))
     before = language_outcome(policy, chat, ROWS, reward, samples=3)
-    assert before.kl == pytest.approx(0, abs=1e-3)
+    assert before.array("kl") == pytest.approx(0, abs=1e-3)
     assert before.answers == [prediction.text for prediction in answer(policy, chat, ROWS).predictions]
     right = np.array([text == one["id"] for text, one in zip(before.answers, ROWS, strict=True)])
-    assert np.all(before.exact_match == right)
-    assert np.all(before.agreement[right] == 1)
+    assert np.all(before.array("exact_match") == right)
+    assert np.all(before.array("agreement")[right] == 1)
     shake(policy)
     after = language_outcome(policy, chat, ROWS, reward, samples=3)
-    assert after.kl.mean() > 0.1
+    assert after.array("kl").mean() > 0.1
 
 
 # ---- the chain --------------------------------------------------------------------------------------------------
@@ -606,7 +607,7 @@ def test_a_broken_record_gives_one_sentence(done, tmp_path, change, words):
     change(raw)
     (tmp_path / "record.json").write_text(json.dumps(raw))
     with pytest.raises(RecordError, match=r"record\.json: ") as caught:
-        read_language_chain(tmp_path / "record.json")
+        read_as(LanguageChainRun, tmp_path / "record.json")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -617,7 +618,7 @@ def test_the_command_line_runs_a_chain_from_a_file_and_writes_its_record(done, t
     record = tmp_path / "record.json"
     assert main(["language-chain", str(tmp_path / "mine.json"), "--folder", str(folder), "--record", str(record)]) == 0
     assert "| grpo | " in capsys.readouterr().out
-    assert read_language_chain(record).chain == run.chain
+    assert read_as(LanguageChainRun, record).chain == run.chain
     assert main(["language-chain", "no-such-chain"]) == 2
     assert "there is no chain 'no-such-chain'; those that have names: quick-language-seed0" in capsys.readouterr().err
 

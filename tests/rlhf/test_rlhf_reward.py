@@ -8,14 +8,13 @@ import torch
 from rlhf_toys import made_up_references, normal, random_policy, spans_of
 
 from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
+from qa_helpers.rlhf.measure import ask_reference, collate
 from qa_helpers.rlhf.policy import exact_kl, expectation, one_window, policy, to_span
-from qa_helpers.rlhf.preferences import Candidate, Pair, flip, make_pairs, split_by_article
-from qa_helpers.rlhf.reference import ask_reference, collate
+from qa_helpers.rlhf.preferences import Candidate, Pair, flip, longer_by, make_pairs, split_by_article
 from qa_helpers.rlhf.reward import (
     RewardModel,
     accuracy,
     bradley_terry_loss,
-    compare_rankers,
     length_correlation,
     log_prob_margins,
     margins,
@@ -130,12 +129,11 @@ def test_a_planted_preference_is_learned_and_measured_against_the_others(referen
     train, held_out = divide(references, plant(references, by_state))
     model = RewardModel(UNITS, 32)
     history = train_reward_model(model, references, train, held_out, learning_rate=3e-3)
-    found = compare_rankers(model, references, held_out)
-    assert found["reward model"] > 0.85
-    assert found["chance"] == 0.5
-    assert abs(found["the shorter answer"] - 0.5) < 0.1
-    assert abs(found["the model's own probability"] - 0.5) < 0.1
-    assert found["reward model"] > history[0].accuracy + 0.1
+    learned = accuracy(margins(model, references, held_out))
+    assert learned > 0.85
+    assert abs(accuracy(-longer_by(held_out)) - 0.5) < 0.1
+    assert abs(accuracy(log_prob_margins(references, held_out)) - 0.5) < 0.1
+    assert learned > history[0].accuracy + 0.1
     assert ranking_calibration(margins(model, references, held_out)).error < 0.15
 
 
@@ -144,7 +142,7 @@ def test_from_shuffled_rankings_nothing_is_learned(references):
     model = RewardModel(UNITS, 32)
     train_reward_model(model, references, flip(train, 0.5), flip(held_out, 0.5), learning_rate=3e-3)
     assert len(held_out) > 400
-    assert abs(compare_rankers(model, references, held_out)["reward model"] - 0.5) < 0.1
+    assert abs(accuracy(margins(model, references, held_out)) - 0.5) < 0.1
 
 
 def test_it_stops_early_and_keeps_the_weights_that_were_best_on_the_held_out_pairs(references):
@@ -179,8 +177,8 @@ def test_a_model_that_sees_the_length_learns_it_and_its_rewards_go_with_it(refer
     train, held_out = divide(references, plant(references, lambda _, __, length: -length))
     model = RewardModel(UNITS, 16, log_prob=False)
     train_reward_model(model, references, train, held_out, learning_rate=1e-2)
-    assert compare_rankers(model, references, held_out)["the shorter answer"] == 1
-    assert compare_rankers(model, references, held_out)["reward model"] > 0.95
+    assert accuracy(-longer_by(held_out)) == 1
+    assert accuracy(margins(model, references, held_out)) > 0.95
     batch = collate(references[:20])
     assert length_correlation(batch.log_ref, model(batch)) < -0.8
 

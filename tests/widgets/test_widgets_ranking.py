@@ -1,15 +1,15 @@
 """The ranking widget: real ipywidgets, clicked and typed into; real files."""
 
-import errno
 import html
-import os
 import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from little_space import no_file_longer_than
 
+from qa_helpers.rlhf import ranking_store
 from qa_helpers.rlhf.ranking_store import Pair, RankingSession, read_history, read_rankings
 from qa_helpers.widgets.look import MARGIN, Mark, passage, whole_characters
 from qa_helpers.widgets.ranking import PAUSE_SECONDS, RankingWidget, pair_html
@@ -36,7 +36,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "rankings.jsonl"
+    return tmp_path / "rankings.sqlite"
 
 
 @pytest.fixture
@@ -95,33 +95,26 @@ def test_a_double_click_counts_once(widget: RankingWidget, path: Path) -> None:
 def test_a_click_made_while_the_disk_was_slow_is_not_meant_for_the_next_pair(
     widget: RankingWidget, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.fsync
+    real = ranking_store.append_ranking
 
-    def slow(handle: int) -> None:
-        real(handle)
+    def slow(path: Path, ranking: ranking_store.Ranking) -> None:
+        real(path, ranking)
         clock.now += 10
 
-    monkeypatch.setattr(os, "fsync", slow)
+    monkeypatch.setattr(ranking_store, "append_ranking", slow)
     click(widget, "A")
     click(widget, "A", 0.01)
     assert len(read_history(path)) == 1
 
 
-def test_a_full_disk_is_said_and_the_same_click_works_later(
-    widget: RankingWidget, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_said_and_the_same_click_works_later(widget: RankingWidget, path: Path) -> None:
     click(widget, "A")
-
-    def full(*_arguments: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
+    with no_file_longer_than(0):
         click(widget, "B")
-        assert "No space left on device" in words(widget.message.value)
+        assert "this choice could not be written" in words(widget.message.value)
         assert "Who won game 1?" in widget.pair.value
         click(widget, "undo")
-        assert "No space left on device" in words(widget.message.value)
+        assert "this choice could not be written" in words(widget.message.value)
     assert len(read_history(path)) == 1
     click(widget, "B")
     assert [one.id for one in read_rankings(path)] == ["q0", "q1"]
@@ -175,7 +168,7 @@ def test_answers_that_are_not_in_the_passage_are_said_to_be_elsewhere(path: Path
 )
 def test_any_text_is_shown_as_text(tmp_path_factory: pytest.TempPathFactory, texts: list[str], seed: int) -> None:
     pair = Pair.of(*texts)
-    session = RankingSession([pair], tmp_path_factory.getbasetemp() / "none.jsonl", "<b>", seed)
+    session = RankingSession([pair], tmp_path_factory.getbasetemp() / "none.sqlite", "<b>", seed)
     shown = RankingWidget(session).to_html().split("</style>")[1]
     assert set(re.findall(r"<(\w+)", shown)) <= {"div", "p", "progress", "mark", "sup"}
     assert pair.question in words(shown)

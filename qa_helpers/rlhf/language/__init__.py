@@ -2,7 +2,7 @@
 
 answers   answers in its own words, and their pairs
 reward    a Bradley-Terry reward model on them
-updates   DPO and GRPO; what the model is worth before and after
-record    the whole chain as an experiment, and its record
-chain     the course's chains, and running one
+updates   DPO and GRPO: the one module that calls trl
+record    the whole chain as an experiment, its record, and the course's chains
+chain     running one; what the model is worth before and after
 """

@@ -17,20 +17,12 @@ import torch
 from torch import nn
 
 from qa_helpers.common.device import evaluation_mode, progress_bar
-from qa_helpers.evaluation.written_answers import MAX_NEW_TOKENS, TEMPLATE_OPTIONS, prompt_messages, prompt_tokens
+from qa_helpers.evaluation.written_answers import TEMPLATE_OPTIONS, Written, generate, prompt_messages, prompt_tokens
 from qa_helpers.rlhf.preferences import Candidate, Pair, agreement, make_pairs
 from qa_helpers.rlhf.ranking_store import Ranking
 
 TEMPERATURE = 0.7  # of the policy, but in trl's DPO, which has none; at 1, a model this small writes nonsense
 BATCH_SIZE = 8  # prompts at once; each is read once, however many answers it gets
-
-
-class Written(NamedTuple):
-    """An answer that a language model wrote."""
-
-    ids: list[int]  # its tokens, with the end token unless it was cut
-    text: str  # white space at the ends apart
-    log_probability: float  # of all its tokens together, by the model that wrote it, in nats
 
 
 @dataclass(frozen=True)
@@ -71,72 +63,54 @@ def sample_answers(
     Raises:
         DataError: if a passage is too long.
     """
-    generator = torch.Generator().manual_seed(seed)
     prompts = [prompt_tokens(tokenizer, row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
-    found: list[list[Written]] = [[] for _ in rows]
-    with evaluation_mode(model), progress_bar(total=len(rows), desc="writing", unit="question") as bar:
+    answers: list[list[Written]] = [[] for _ in rows]
+    with (
+        torch.random.fork_rng(),
+        evaluation_mode(model),
+        progress_bar(total=len(rows), desc="writing", unit="question") as bar,
+    ):
+        torch.manual_seed(seed)
         for at in range(0, len(order), BATCH_SIZE):
             chosen = order[at : at + BATCH_SIZE]
-            written = _write(model, tokenizer, [prompts[i] for i in chosen], count + greedy, greedy, generator)
-            for place, i in enumerate(chosen):
-                found[i] = written[place * (count + greedy) : (place + 1) * (count + greedy)]
+            together = [prompts[i] for i in chosen]
+            likeliest = _write(model, tokenizer, together, 1, sample=False) if greedy else []
+            samples = _write(model, tokenizer, together, count)
+            for row, i in enumerate(chosen):
+                answers[i] = likeliest[row : row + 1] + samples[row * count : (row + 1) * count]
             bar.update(len(chosen))
-    return found
+    return answers
+
+
+@torch.inference_mode()
+def _write(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], count: int, sample: bool = True
+) -> list[Written]:
+    """`count` answers to each prompt, those of one prompt together."""
+    read = _read_prompts(model, tokenizer, prompts, torch.full((len(prompts),), count))
+    read.cache.crop(-1)  # `generate` reads the last token itself
+    inputs = {"input_ids": read.ids, "attention_mask": read.mask, "past_key_values": read.cache}
+    return generate(model, tokenizer, inputs, sample, TEMPERATURE)
 
 
 class _Read(NamedTuple):
     """What a model holds of some prompts, repeated for each of their answers, padded on the left."""
 
-    cache: Any
+    ids: torch.Tensor  # (answers, tokens)
     mask: torch.Tensor  # (answers, tokens)
+    cache: Any
     logits: torch.Tensor  # (answers, vocabulary), of the answer's first token
-
-    def positions(self, past: int, tokens: int) -> torch.Tensor:
-        """The positions of each answer's tokens from number `past` on: (answers, tokens)."""
-        return self.mask.sum(1, keepdim=True) + past + torch.arange(tokens, device=self.mask.device)
 
 
 def _read_prompts(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], repeats: torch.Tensor) -> _Read:
-    batch = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(_device(model))
-    mask = batch["attention_mask"]
+    batch = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt")
+    batch = batch.to(next(model.parameters()).device)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
     output = model(**batch, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True, logits_to_keep=1)
     rows = torch.arange(len(prompts), device=mask.device).repeat_interleave(repeats.to(mask.device))
     output.past_key_values.batch_select_indices(rows)
-    return _Read(output.past_key_values, mask[rows], output.logits[rows, -1].float())
-
-
-@torch.inference_mode()
-def _write(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], count: int, greedy: bool, generator: torch.Generator
-) -> list[Written]:
-    """`count` answers to each prompt, those of one prompt together."""
-    read = _read_prompts(model, tokenizer, prompts, torch.full((len(prompts),), count))
-    likeliest = (torch.arange(len(read.mask), device=read.mask.device) % count == 0) & greedy
-    logits, mask, ended = read.logits, read.mask, torch.zeros_like(likeliest)
-    tokens, log_ps = [], []
-    for past in range(MAX_NEW_TOKENS):
-        log_p = (logits / TEMPERATURE).log_softmax(1)
-        drawn = torch.multinomial(log_p.exp().cpu(), 1, generator=generator).to(log_p.device)
-        token = torch.where(likeliest[:, None], log_p.argmax(1, keepdim=True), drawn)
-        token[ended] = tokenizer.eos_token_id
-        tokens.append(token)
-        log_ps.append(log_p.gather(1, token).masked_fill(ended[:, None], 0))
-        ended = ended | (token[:, 0] == tokenizer.eos_token_id)
-        if ended.all() or past + 1 == MAX_NEW_TOKENS:
-            break
-        mask = nn.functional.pad(mask, (0, 1), value=1)
-        position = read.positions(past, 1)
-        output = model(token, attention_mask=mask, position_ids=position, past_key_values=read.cache, use_cache=True)
-        logits = output.logits[:, -1].float()
-    sums = torch.cat(log_ps, 1).sum(1).tolist()
-    return [_written(tokenizer, ids, total) for ids, total in zip(torch.cat(tokens, 1).tolist(), sums, strict=True)]
-
-
-def _written(tokenizer: Any, ids: list[int], log_probability: float) -> Written:
-    end = tokenizer.eos_token_id
-    ids = ids[: ids.index(end) + 1] if end in ids else ids
-    return Written(ids, tokenizer.decode(ids, skip_special_tokens=True).strip(), log_probability)
+    return _Read(ids[rows], mask[rows], output.past_key_values, output.logits[rows, -1].float())
 
 
 @torch.inference_mode()
@@ -154,36 +128,35 @@ def read_answers(
     Returns:
         For each prompt (answers,) log probabilities in nats, and (answers, units) float32 states on the CPU.
     """
-    found = []
+    readings: list[tuple[np.ndarray, torch.Tensor]] = []
     with evaluation_mode(model):
         for at in range(0, len(prompts), BATCH_SIZE):
             here = answers[at : at + BATCH_SIZE]
             counts = [len(some) for some in here]
             read = _read_prompts(model, tokenizer, prompts[at : at + BATCH_SIZE], torch.tensor(counts))
             log_ps, states = _read_on(model, read, [ids for some in here for ids in some])
-            found += list(zip((part.numpy() for part in log_ps.split(counts)), states.split(counts), strict=True))
-    return found
+            readings += list(zip((part.numpy() for part in log_ps.split(counts)), states.split(counts), strict=True))
+    return readings
 
 
 def _read_on(model: Any, read: _Read, answers: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     device, width = read.mask.device, max(map(len, answers))
     lengths = torch.tensor([len(ids) for ids in answers], device=device)
-    ids = torch.tensor([[*one, *[0] * (width - len(one))] for one in answers], device=device)
+    ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens in answers], device=device)
     inside = torch.arange(width, device=device) < lengths[:, None]
     output = model(
         ids,
         attention_mask=torch.cat([read.mask, inside.to(read.mask)], 1),
-        position_ids=read.positions(0, width),
+        position_ids=read.mask.sum(1, keepdim=True) + torch.arange(width, device=device),
         past_key_values=read.cache,
         output_hidden_states=True,
     )
-    found = []
-    for i, one in enumerate(answers):  # one at a time: of all together, the vocabulary's floats would fill a GiB
-        logits = torch.cat([read.logits[i, None], output.logits[i, : len(one) - 1].float()])
-        found.append((logits / TEMPERATURE).log_softmax(1).gather(1, ids[i, : len(one), None]).sum())
-    log_p = torch.stack(found)
+    log_ps = []
+    for i, tokens in enumerate(answers):  # one at a time: of all together, the vocabulary's floats would fill a GiB
+        logits = torch.cat([read.logits[i, None], output.logits[i, : len(tokens) - 1].float()])
+        log_ps.append((logits / TEMPERATURE).log_softmax(1).gather(1, ids[i, : len(tokens), None]).sum())
     last = output.hidden_states[-1][torch.arange(len(answers), device=device), lengths - 1]
-    return log_p.cpu(), last.float().cpu()
+    return torch.stack(log_ps).cpu(), last.float().cpu()
 
 
 def ask(
@@ -196,15 +169,11 @@ def ask(
     written = sample_answers(model, tokenizer, rows, count, seed, greedy)
     prompts = [prompt_tokens(tokenizer, row) for row in rows]
     with frozen(model):
-        readings = read_answers(model, tokenizer, prompts, [[one.ids for one in some] for some in written])
+        readings = read_answers(model, tokenizer, prompts, [[answer.ids for answer in answers] for answers in written])
     return [
-        Asked(row, some, np.array([agreement(one.text, row["answers"]["text"]) for one in some]), log_p, states)
-        for row, some, (log_p, states) in zip(rows, written, readings, strict=True)
+        Asked(row, answers, np.array([agreement(each.text, row["answers"]["text"]) for each in answers]), *reading)
+        for row, answers, reading in zip(rows, written, readings, strict=True)
     ]
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------
@@ -214,11 +183,8 @@ def answer_pairs(asked: Sequence[Asked], seed: int = 0) -> list[Pair]:
     A pair's actions are the answers' places among the question's.
     """
     candidates = [
-        [
-            Candidate(i, one.text, float(far), "sample")
-            for i, (one, far) in enumerate(zip(it.answers, it.agreement, strict=True))
-        ]
-        for it in asked
+        [Candidate(i, answer.text, float(each.agreement[i]), "sample") for i, answer in enumerate(each.answers)]
+        for each in asked
     ]
     return make_pairs(candidates, seed=seed)
 
@@ -237,12 +203,17 @@ def preference_dataset(pairs: Iterable[tuple[dict[str, Any], str, str]]) -> Any:
     def said(text: str) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": text}]
 
-    columns: dict[str, list[Any]] = {"prompt": [], "chosen": [], "rejected": [], "chat_template_kwargs": []}
-    for row, chosen, rejected in pairs:
-        values = (prompt_messages(row), said(chosen), said(rejected), TEMPLATE_OPTIONS)
-        for column, value in zip(columns.values(), values, strict=True):
-            column.append(value)
-    return Dataset.from_dict(columns)
+    return Dataset.from_list(
+        [
+            {
+                "prompt": prompt_messages(row),
+                "chosen": said(chosen),
+                "rejected": said(rejected),
+                "chat_template_kwargs": TEMPLATE_OPTIONS,
+            }
+            for row, chosen, rejected in pairs
+        ]
+    )
 
 
 def ranked_texts(rankings: Iterable[Ranking]) -> list[tuple[dict[str, Any], str, str]]:
@@ -250,14 +221,16 @@ def ranked_texts(rankings: Iterable[Ranking]) -> list[tuple[dict[str, Any], str,
 
     A pair for each user that preferred one answer; ties and skipped ones make none.
     """
-    found = []
-    for one in rankings:
-        if one.choice in ("first", "second"):
-            texts = (one.first, one.second) if one.choice == "first" else (one.second, one.first)
-            found.append(({"question": one.question, "context": one.context}, *texts))
-    return found
+    return [
+        (
+            {"question": ranking.question, "context": ranking.context},
+            *((ranking.first, ranking.second) if ranking.choice == "first" else (ranking.second, ranking.first)),
+        )
+        for ranking in rankings
+        if ranking.choice in ("first", "second")
+    ]
 
 
 def paired_texts(asked: Sequence[Asked], pairs: Iterable[Pair]) -> list[tuple[dict[str, Any], str, str]]:
     """The pairs of `answer_pairs` for `preference_dataset`."""
-    return [(asked[q].row, asked[q].answers[one].text, asked[q].answers[other].text) for q, one, other in pairs]
+    return [(asked[q].row, asked[q].answers[better].text, asked[q].answers[worse].text) for q, better, worse in pairs]

@@ -5,8 +5,9 @@ simplifies: the changed models are not kept, and the answers to learn on are wri
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,12 @@ import numpy as np
 from torch import nn
 
 from qa_helpers.common.device import default_device, describe_machine, peak_memory_mib
-from qa_helpers.common.io import read_json, write_atomically
 from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
-from qa_helpers.evaluation.statistics import bootstrap_mean
+from qa_helpers.evaluation.metrics import exact_match, f1
 from qa_helpers.evaluation.written_answers import load_chat_tokenizer, load_language_model, prompt_tokens
+from qa_helpers.experiment.once import kept, run_once
 from qa_helpers.experiment.record import Machine
-from qa_helpers.experiment.scores import Score
-from qa_helpers.experiment.spec import RecordError, parse
-from qa_helpers.experiment.store import locked, runs_folder
+from qa_helpers.experiment.store import runs_folder
 from qa_helpers.rlhf.language.answers import Asked, answer_pairs, ask, paired_texts, preference_dataset
 from qa_helpers.rlhf.language.record import (
     LanguageChain,
@@ -31,49 +30,20 @@ from qa_helpers.rlhf.language.record import (
     LanguageMethod,
     LanguageResult,
     LanguageReward,
-    read_language_chain,
 )
 from qa_helpers.rlhf.language.reward import AnswerReward, ranker_margins, reward_function, train_answer_reward
 from qa_helpers.rlhf.language.updates import (
     LanguageUpdate,
     import_trl,
-    language_outcome,
     train_language_dpo,
     train_language_grpo,
     with_adapter,
     without_adapter,
 )
 from qa_helpers.rlhf.preferences import Pair, split_by_article
+from qa_helpers.rlhf.reward import ranked_rightly
 
 RECORD = "language-run.json"  # not `run.json`, which marks a run with a model of its own
-
-
-# ---- the course's chains ----------------------------------------------------------------------------------------
-# Learning rates are a guess from supervised training with LoRA, not tuned; GRPO's few steps are noisy.
-def _methods(steps: int, pairs_once: int | None = None) -> tuple[LanguageMethod, ...]:
-    dpo = LanguageMethod(name="dpo", method="dpo", steps=pairs_once, learning_rate=3e-4)
-    return dpo, LanguageMethod(name="grpo", method="grpo", steps=steps, beta=0.05, learning_rate=5e-4)
-
-
-def named_language_chains() -> dict[str, LanguageChain]:
-    """The course's chains on a language model, by name."""
-    chains = (
-        LanguageChain(
-            name="quick-language-seed0",
-            data="courseqa",
-            learn=12,
-            held_out=6,
-            samples=4,
-            methods=_methods(1, 1),
-        ),
-        # A CPU's: half an hour on half a core.
-        LanguageChain(
-            name="small-language-seed0", longest_prompt=150, learn=100, held_out=64, methods=_methods(12, 20)
-        ),
-        # A GPU's; not yet run.
-        LanguageChain(name="class-language-seed0", methods=_methods(100)),
-    )
-    return {chain.name: chain for chain in chains}
 
 
 # ---- running it -------------------------------------------------------------------------------------------------
@@ -97,40 +67,25 @@ def run_language_chain(chain: LanguageChain, folder: Path | str | None = None) -
             another process is running it.
     """
     home = runs_folder(folder) / chain.name
-    with locked(home):
-        home.mkdir(parents=True, exist_ok=True)
-        description = home / "language-chain.json"
-        if not description.exists():
-            write_atomically(description, chain.model_dump_json(indent=1) + "\n")
-        elif parse(LanguageChain, read_json(description, RecordError), str(description)) != chain:
-            raise RecordError(f"{home}: holds another chain of the name '{chain.name}'; give this one another name")
-        if (home / RECORD).exists():
-            return read_language_chain(home / RECORD)
-        import_trl()  # first of all: without it, nothing below is worth its time
-        model, tokenizer = load_language_model(chain.model).to(default_device()), load_chat_tokenizer(chain.model)
-        run = _run(chain, model, tokenizer, home)
-        write_atomically(home / RECORD, run.model_dump_json() + "\n")
-        return run
+    other = f"holds another chain of the name '{chain.name}'; give this one another name"
+    result = partial(kept, home / RECORD, LanguageChainRun, lambda: _run(chain, home))
+    return run_once(chain, home / "language-chain.json", home / RECORD, result, other)
 
 
-def _run(chain: LanguageChain, model: nn.Module, tokenizer: Any, home: Path) -> LanguageChainRun:
+def _run(chain: LanguageChain, home: Path) -> LanguageChainRun:
+    import_trl()  # first of all: without it, nothing below is worth its time
+    model, tokenizer = load_language_model(chain.model).to(default_device()), load_chat_tokenizer(chain.model)
     parts = _questions(chain, tokenizer)
     learn, stop = (ask(model, tokenizer, rows, chain.samples, chain.seed) for rows in (parts.learn, parts.stop))
     pairs = answer_pairs(learn, chain.seed)
     held_out = ask(model, tokenizer, parts.held_out, chain.samples, chain.seed + 1)
-    reward, found = _reward((learn, pairs), (stop, answer_pairs(stop)), (held_out, answer_pairs(held_out)))
-    before = _measure(chain, model, tokenizer, parts, reward)
+    reward, learned = _reward((learn, pairs), (stop, answer_pairs(stop)), (held_out, answer_pairs(held_out)))
+    before = language_outcome(model, tokenizer, parts.held_out, reward, chain.samples, chain.seed + 2)
     preferences = preference_dataset(paired_texts(learn, pairs))
-    results = {}
+    methods = {}
     for plan in chain.methods:
-        path = home / "methods" / f"{plan.name}.json"
-        if not path.exists():
-            model = with_adapter(model, chain.seed)
-            result = _change(chain, plan, model, tokenizer, parts, preferences, reward)
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, result.model_dump_json() + "\n")
-            model = without_adapter(model)
-        results[plan.name] = parse(LanguageResult, read_json(path, RecordError), str(path))
+        change = partial(_change, chain, plan, model, tokenizer, parts, preferences, reward)
+        methods[plan.name] = kept(home / "methods" / f"{plan.name}.json", LanguageResult, change)
     machine = describe_machine()
     machine["versions"]["trl"] = metadata.version("trl")
     counts = {"learn": parts.learn, "stop": parts.stop, "held out": parts.held_out}
@@ -142,9 +97,9 @@ def _run(chain: LanguageChain, model: nn.Module, tokenizer: Any, home: Path) -> 
         questions={name: len(rows) for name, rows in counts.items()} | {"left out": parts.left_out},
         ids=[row["id"] for row in parts.held_out],
         titles=[row["title"] for row in parts.held_out],
-        reward=found,
+        reward=learned,
         before=before,
-        methods=results,
+        methods=methods,
     )
 
 
@@ -176,18 +131,12 @@ Ranked = tuple[Sequence[Asked], Sequence[Pair]]
 def _reward(learn: Ranked, stop: Ranked, held_out: Ranked) -> tuple[AnswerReward, LanguageReward]:
     reward, history = train_answer_reward(learn, stop)
     asked, pairs = held_out
-    clusters = [asked[pair.question].row["title"] for pair in pairs]
-    scores = {}
-    if len(set(clusters)) > 1:
-        for name, margin in ranker_margins(reward, asked, pairs).items():
-            scores[name] = Score.of(bootstrap_mean(50 * (np.sign(margin) + 1), clusters=clusters))
-    best = min(history, key=lambda one: one.loss)
-    every = [one for one in history if one.epoch % 10 == 0]
+    articles = [asked[pair.question].row["title"] for pair in pairs]
     return reward, LanguageReward(
         pairs={"learn": len(learn[1]), "stop": len(stop[1]), "held out": len(pairs)},
-        epochs=[(one.epoch, round(one.loss, 4), round(one.accuracy, 4)) for one in every],
-        best_epoch=best.epoch,
-        accuracy=scores,
+        epochs=[(epoch.epoch, round(epoch.loss, 4), round(epoch.accuracy, 4)) for epoch in history[::10]],
+        best_epoch=min(history, key=lambda epoch: epoch.loss).epoch,
+        accuracy=ranked_rightly(ranker_margins(reward, asked, pairs), articles) if pairs else {},
     )
 
 
@@ -200,30 +149,56 @@ def _change(
     preferences: Any,
     reward: AnswerReward,
 ) -> LanguageResult:
+    model = with_adapter(model, chain.seed)
     update = LanguageUpdate(plan.steps, plan.batch, chain.samples, plan.beta, plan.learning_rate, chain.seed)
     begin = time.perf_counter()
     if plan.method == "dpo":
         steps = train_language_dpo(model, tokenizer, preferences, update)
     else:
-        scorer = reward_function(reward, model, tokenizer)
-        steps = train_language_grpo(model, tokenizer, parts.learn, scorer, update)
-    seconds = time.perf_counter() - begin
+        judge = reward_function(reward, model, tokenizer)
+        steps = train_language_grpo(model, tokenizer, parts.learn, judge, update)
+    seconds = round(time.perf_counter() - begin, 1)
+    final = language_outcome(model, tokenizer, parts.held_out, reward, chain.samples, chain.seed + 2)
+    without_adapter(model)
     return LanguageResult(
-        steps=[{name: round(value, 4) for name, value in step.items()} for step in steps],
-        final=_measure(chain, model, tokenizer, parts, reward),
-        seconds=round(seconds, 1),
+        steps=[{name: round(value, 4) for name, value in step.items()} for step in steps], final=final, seconds=seconds
     )
 
 
-def _measure(
-    chain: LanguageChain, model: nn.Module, tokenizer: Any, parts: _Parts, reward: AnswerReward
+def language_outcome(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
+    reward: AnswerReward,
+    samples: int = 4,
+    seed: int = 0,
 ) -> LanguageColumns:
-    found = language_outcome(model, tokenizer, parts.held_out, reward, chain.samples, chain.seed + 2)
-    rounded = {name: np.round(getattr(found, name), 4).tolist() for name in ("f1", "agreement", "reward", "kl")}
+    """Measure a language model, with its adapter if it has one, on questions that it was not changed on.
+
+    Args:
+        model: on any device; without its adapter it is the reference.
+        tokenizer: its tokenizer.
+        rows: questions with several people's `answers`.
+        reward: trained on states of the reference.
+        samples: of each question, beside the greedy answer.
+        seed: of the samples.
+    """
+    asked = ask(model, tokenizer, rows, samples, seed, greedy=True)
+    greedy = [each.answers[0] for each in asked]
+    scored = [(answer.text, row["answers"]["text"]) for answer, row in zip(greedy, rows, strict=True)]
+    ratios = [np.array([w.log_probability for w in each.answers]) - each.log_probability for each in asked]
     return LanguageColumns(
-        answers=found.answers,
-        exact_match=found.exact_match.astype(int).tolist(),
-        tokens=found.tokens.tolist(),
-        sampled_agreement=np.round(found.sampled_agreement, 4).tolist(),
-        **rounded,
+        answers=[answer.text for answer in greedy],
+        exact_match=[1 if exact_match(*pair) else 0 for pair in scored],
+        tokens=[len(answer.ids) for answer in greedy],
+        f1=_rounded(f1(*pair) for pair in scored),
+        agreement=_rounded(each.agreement[0] for each in asked),
+        sampled_agreement=_rounded(each.agreement[1:].mean() for each in asked),
+        reward=_rounded(float(reward(each.states[1:]).mean().detach()) for each in asked),
+        kl=_rounded(ratio[1:].mean() for ratio in ratios),
     )
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    rounded: list[float] = np.round(list(values), 4).tolist()
+    return rounded

@@ -5,24 +5,23 @@ reward      a reward model on the model's own answers, ranked by people's agreem
 methods     the model changed by each `LanguageMethod`, measured on the held-out questions, as it was *before*
 """
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from qa_helpers.common.io import project_folder, read_json
+from qa_helpers.common.io import project_folder
 from qa_helpers.evaluation.statistics import UNBOUNDED, bootstrap_mean, win_rate
-from qa_helpers.experiment.record import Machine
+from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.scores import Score
-from qa_helpers.experiment.spec import Count, Fraction, Line, Name, Positive, RecordError, Seed, StrictModel, parse
+from qa_helpers.experiment.spec import Count, Fraction, Line, Name, Positive, Seed, StrictModel
+from qa_helpers.rlhf.chain_record import Columns, MeasuredRun
 
 FOLDER = "rlhf-language"  # in `records/`
 
 
 # ---- what is to be done ----------------------------------------------------------------------------------------
 class LanguageMethod(StrictModel):
-    """A way to change the language model; see `language_updates.LanguageUpdate`."""
+    """A way to change the language model; see `updates.LanguageUpdate`."""
 
     name: Name
     method: Literal["dpo", "grpo"]
@@ -53,21 +52,13 @@ class LanguageChain(StrictModel):
 
 
 # ---- what came of it -------------------------------------------------------------------------------------------
-class LanguageColumns(StrictModel):
-    """A model on the held-out questions, a value each: see `language_updates.LanguageOutcome`."""
+class LanguageColumns(Columns):
+    """A model on the held-out questions, a value each: of the greedy answer, or the mean over samples."""
 
-    answers: list[str]
-    exact_match: list[Literal[0, 1]]
-    f1: list[Fraction]
-    agreement: list[Fraction]
-    tokens: list[Count]
+    # Of the greedy answer EM, F1, agreement and tokens (with the end token); of the samples the reward, and the KL as
+    # the mean of log(policy / reference), whose mean over the questions estimates it.
+    answers: list[str]  # greedy
     sampled_agreement: list[Fraction]
-    reward: list[float]
-    kl: list[float]
-
-    def array(self, column: str) -> np.ndarray:
-        """One of them, of numbers."""
-        return np.asarray(getattr(self, column), dtype=float)
 
 
 class LanguageReward(StrictModel):
@@ -82,51 +73,65 @@ class LanguageReward(StrictModel):
 class LanguageResult(StrictModel):
     """What a method made of the language model."""
 
-    steps: list[dict[Line, float]]  # trl's figures, see `language_updates.LOGGED`
+    steps: list[dict[Line, float]]  # trl's figures, see `updates.LOGGED`
     final: LanguageColumns
     seconds: Annotated[float, Field(ge=0)]  # of training
 
 
-class LanguageChainRun(StrictModel):
+class LanguageChainRun(MeasuredRun):
     """A chain and what came of it; as JSON, a record."""
 
-    schema_version: Literal[1] = 1
     chain: LanguageChain
-    machine: Machine
     peak_memory_mib: Annotated[float, Field(ge=0)]
-    fingerprint: str  # of all questions, see `squad.fingerprint`
-    questions: dict[Line, Count]  # "learn", "stop", "held out", and "left out": those with a longer prompt
-    ids: list[str]  # of the held-out questions
-    titles: list[str]  # of their articles
     reward: LanguageReward
     before: LanguageColumns
     methods: dict[Name, LanguageResult]
 
     @model_validator(mode="after")
-    def _same_questions(self) -> "LanguageChainRun":
-        for columns in (self.before, *(result.final for result in self.methods.values())):
-            lengths = {len(getattr(columns, name)) for name in LanguageColumns.model_fields}
-            if lengths != {len(self.ids)} or len(self.titles) != len(self.ids):
-                raise ValueError(f"a model's columns do not fit the {len(self.ids)} held-out questions")
+    def _consistent(self) -> "LanguageChainRun":
+        self.check_lengths(self.everything.values(), "model")
         if list(self.methods) != [plan.name for plan in self.chain.methods]:
             raise ValueError("the methods are not those of the chain")
         return self
 
+    @property
+    def everything(self) -> dict[str, LanguageColumns]:
+        """The model before, and after each method."""
+        return {"before": self.before} | {name: result.final for name, result in self.methods.items()}
 
-def read_language_chain(path: Path | str) -> LanguageChainRun:
-    """Read a record.
 
-    Raises:
-        RecordError: naming the file and, where it does not fit the schema, the field.
-    """
-    run: LanguageChainRun = parse(LanguageChainRun, read_json(path, RecordError), str(path))
-    return run
+# ---- the course's chains ---------------------------------------------------------------------------------------
+# Learning rates are a guess from supervised training with LoRA, not tuned; GRPO's few steps are noisy.
+def _methods(steps: int, pairs_once: int | None = None) -> tuple[LanguageMethod, ...]:
+    dpo = LanguageMethod(name="dpo", method="dpo", steps=pairs_once, learning_rate=3e-4)
+    return dpo, LanguageMethod(name="grpo", method="grpo", steps=steps, beta=0.05, learning_rate=5e-4)
+
+
+def named_language_chains() -> dict[str, LanguageChain]:
+    """The course's chains on a language model, by name."""
+    chains = (
+        LanguageChain(
+            name="quick-language-seed0",
+            data="courseqa",
+            learn=12,
+            held_out=6,
+            samples=4,
+            methods=_methods(1, 1),
+        ),
+        # A CPU's: half an hour on half a core.
+        LanguageChain(
+            name="small-language-seed0", longest_prompt=150, learn=100, held_out=64, methods=_methods(12, 20)
+        ),
+        # A GPU's; not yet run.
+        LanguageChain(name="class-language-seed0", methods=_methods(100)),
+    )
+    return {chain.name: chain for chain in chains}
 
 
 def load_language_chains(pattern: str = "*") -> dict[str, LanguageChainRun]:
     """The course's recorded chains on a language model whose names match a glob pattern, by name."""
     paths = sorted((project_folder() / "records" / FOLDER).glob(f"{pattern}.json"))
-    return {path.stem: read_language_chain(path) for path in paths}
+    return {path.stem: read_as(LanguageChainRun, path) for path in paths}
 
 
 def language_table(run: LanguageChainRun) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -137,7 +142,7 @@ def language_table(run: LanguageChainRun) -> tuple[list[str], list[tuple[str, ..
     """
     header = ["model", "EM", "F1", "agreement", "reward", "KL (nats, estimate)", "tokens", "better, same, worse", "p"]
     rows = []
-    for name, columns in {"before": run.before, **{n: result.final for n, result in run.methods.items()}}.items():
+    for name, columns in run.everything.items():
         percent = [f"{100 * columns.array(column).mean():.1f}" for column in ("exact_match", "f1", "agreement")]
         kl = bootstrap_mean(columns.array("kl"), bounds=UNBOUNDED)
         won = win_rate(run.before.agreement, columns.agreement)

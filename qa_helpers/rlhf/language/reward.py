@@ -7,7 +7,6 @@ What it simplifies: where theirs is a whole language model, fine-tuned, this one
 state, so that training takes a fraction of a second and can do no more than that state tells.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
@@ -20,7 +19,7 @@ from qa_helpers.evaluation.written_answers import TEMPLATE_OPTIONS
 from qa_helpers.rlhf.language.answers import Asked, frozen, read_answers
 from qa_helpers.rlhf.preferences import Pair
 from qa_helpers.rlhf.ranking_store import RankingError
-from qa_helpers.rlhf.reward import RewardEpoch, accuracy, bradley_terry_loss
+from qa_helpers.rlhf.reward import RewardEpoch, bradley_terry_loss, keep_best
 
 
 class AnswerReward(nn.Module):
@@ -79,22 +78,17 @@ def train_answer_reward(
             f"a reward model takes pairs to learn and pairs to stop on; got {len(learn[1])} and {len(stop[1])}: "
             "ask more questions, or sample more answers"
         )
-    model = AnswerReward(torch.cat([one.states for one in learn[0]]))
+    model = AnswerReward(torch.cat([each.states for each in learn[0]]))
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.1)
-    history, best, weights = [], float("inf"), copy.deepcopy(model.state_dict())
-    for epoch in range(epochs + 1):
+
+    def learn_all() -> float:
         loss = bradley_terry_loss(answer_margins(model, *learn)).mean()
-        with torch.no_grad():
-            margin = answer_margins(model, *stop)
-        stopped_on = float(bradley_terry_loss(margin).mean())
-        history.append(RewardEpoch(epoch, float(loss.detach()), stopped_on, accuracy(margin.numpy())))
-        if history[-1].loss < best:
-            best, weights = history[-1].loss, copy.deepcopy(model.state_dict())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    model.load_state_dict(weights)
-    return model, history
+        return float(loss.detach())
+
+    return model, keep_best(model, learn_all, lambda: answer_margins(model, *stop).detach().numpy(), epochs, epochs)
 
 
 @torch.no_grad()
@@ -133,7 +127,7 @@ def reward_function(reward: AnswerReward, model: nn.Module, tokenizer: Any) -> C
         with frozen(model):
             states = torch.cat([states for _, states in read_answers(model, tokenizer, ids, answers)])
         with torch.no_grad():
-            found: list[float] = reward(states).tolist()
-        return found
+            rewards: list[float] = reward(states).tolist()
+        return rewards
 
     return learned_reward

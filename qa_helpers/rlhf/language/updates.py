@@ -1,10 +1,10 @@
-"""Changing a language model by preferences or by a reward, through trl, and what it is worth afterwards.
+"""Changing a language model by preferences or by a reward, through trl.
 
 DPO (Rafailov et al. 2023, arXiv:2305.18290) learns from pairs; GRPO (Shao et al. 2024, arXiv:2402.03300) from the
 reward of what the model itself writes. Both train a LoRA adapter; the model without it is the reference.
 
 What it simplifies: constant learning rate, one update on each batch of samples, no checkpoints; GRPO's batches are of
-a few answers, so that its steps are noisy. KL is estimated from samples.
+a few answers, so that its steps are noisy.
 """
 
 import math
@@ -13,13 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from qa_helpers.common.device import default_device, progress_bar, quiet, set_seed
 from qa_helpers.common.io import ModelError
 from qa_helpers.data.squad import DataError
-from qa_helpers.evaluation.metrics import exact_match, f1
 from qa_helpers.evaluation.written_answers import (
     MAX_NEW_TOKENS,
     MAX_PROMPT,
@@ -28,8 +26,7 @@ from qa_helpers.evaluation.written_answers import (
     prompt_tokens,
 )
 from qa_helpers.model.trainable import set_trainable
-from qa_helpers.rlhf.language.answers import TEMPERATURE, ask
-from qa_helpers.rlhf.language.reward import AnswerReward
+from qa_helpers.rlhf.language.answers import TEMPERATURE
 
 TRL = "trl==1.16.0"
 LONGEST = MAX_PROMPT + MAX_NEW_TOKENS + 2  # tokens of a prompt and an answer, with its end and the template's line end
@@ -90,7 +87,7 @@ def train_language_dpo(
     Args:
         model: from `with_adapter`.
         tokenizer: from `load_chat_tokenizer`.
-        preferences: from `language_answers.preference_dataset`.
+        preferences: from `answers.preference_dataset`.
         update: how.
 
     Returns:
@@ -106,17 +103,14 @@ def train_language_dpo(
         raise ModelError("there are no preference pairs to train on; rank some, or ask more questions")
     _refuse_long(tokenizer, preferences)
     per_pass = math.gcd(AT_ONCE // 2, update.batch)  # pairs, of two answers each
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = trl.DPOConfig(
-            per_device_train_batch_size=per_pass,
-            gradient_accumulation_steps=update.batch // per_pass,
-            max_length=None,  # by default, trl drops a pair with a longer prompt and cuts a longer answer, silently
-            **_options(model, update, math.ceil(len(preferences) / update.batch), folder),
-        )
-        trainer = trl.DPOTrainer(
-            model=model, args=arguments, train_dataset=preferences, processing_class=tokenizer, callbacks=[_bar()]
-        )
-        return _run(trainer, model)
+    options = _options(model, update) | {
+        "max_steps": update.steps or math.ceil(len(preferences) / update.batch),
+        "per_device_train_batch_size": per_pass,
+        "gradient_accumulation_steps": update.batch // per_pass,
+        "max_length": None,  # by default, trl drops a pair with a longer prompt and cuts a longer answer, silently
+    }
+    data = {"train_dataset": preferences, "processing_class": tokenizer}
+    return _train(trl.DPOTrainer, trl.DPOConfig, model, options, **data)
 
 
 def train_language_grpo(
@@ -132,7 +126,7 @@ def train_language_grpo(
         model: from `with_adapter`.
         tokenizer: from `load_chat_tokenizer`.
         rows: questions with `question` and `context`.
-        reward: of trl's form, such as `language_answers.reward_function` makes; takes `prompts`, `completions` and
+        reward: of trl's form, such as `reward.reward_function` makes; takes `prompts`, `completions` and
             `completion_ids` and gives a number for each.
         update: how.
 
@@ -151,25 +145,18 @@ def train_language_grpo(
     for row in rows:
         prompt_tokens(tokenizer, row)  # refuses one that is too long
     per_pass = math.gcd(AT_ONCE, update.samples)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = trl.GRPOConfig(
-            per_device_train_batch_size=per_pass,
-            gradient_accumulation_steps=update.batch * update.samples // per_pass,
-            num_generations=update.samples,
-            max_completion_length=MAX_NEW_TOKENS,
-            temperature=TEMPERATURE,
-            chat_template_kwargs=TEMPLATE_OPTIONS,
-            **_options(model, update, len(rows) // update.batch, folder),
-        )
-        trainer = trl.GRPOTrainer(
-            model=model,
-            reward_funcs=reward,
-            args=arguments,
-            train_dataset=Dataset.from_dict({"prompt": [prompt_messages(row) for row in rows]}),
-            processing_class=tokenizer,
-            callbacks=[_bar()],
-        )
-        return _run(trainer, model)
+    options = _options(model, update) | {
+        "max_steps": update.steps or len(rows) // update.batch,
+        "per_device_train_batch_size": per_pass,
+        "gradient_accumulation_steps": update.batch * update.samples // per_pass,
+        "num_generations": update.samples,
+        "max_completion_length": MAX_NEW_TOKENS,
+        "temperature": TEMPERATURE,
+        "chat_template_kwargs": TEMPLATE_OPTIONS,
+    }
+    questions = Dataset.from_dict({"prompt": [prompt_messages(row) for row in rows]})
+    data = {"train_dataset": questions, "processing_class": tokenizer, "reward_funcs": reward}
+    return _train(trl.GRPOTrainer, trl.GRPOConfig, model, options, **data)
 
 
 def _refuse_long(tokenizer: Any, preferences: Any) -> None:
@@ -180,20 +167,18 @@ def _refuse_long(tokenizer: Any, preferences: Any) -> None:
         )
         for pair in preferences
     ]
-    long = [place for place, length in enumerate(lengths) if length > LONGEST]
+    long = [number for number, length in enumerate(lengths, 1) if length > LONGEST]
     if long:
         raise DataError(
             f"{len(long)} of {len(lengths)} preference pairs take more than {LONGEST:,} tokens with their passage, the "
-            f"first of them (no. {long[0] + 1}) {lengths[long[0]]:,}; leave them out, or shorten passage or answer"
+            f"first of them (no. {long[0]}) {lengths[long[0] - 1]:,}; leave them out, or shorten passage or answer"
         )
 
 
-def _options(model: nn.Module, update: LanguageUpdate, one_epoch: int, folder: str) -> dict[str, Any]:
+def _options(model: nn.Module, update: LanguageUpdate) -> dict[str, Any]:
     """What both trainers are told."""
     device = default_device()
     return {
-        "output_dir": folder,
-        "max_steps": update.steps or one_epoch,
         "learning_rate": update.learning_rate,
         "lr_scheduler_type": "constant",
         "beta": update.beta,
@@ -211,11 +196,14 @@ def _options(model: nn.Module, update: LanguageUpdate, one_epoch: int, folder: s
     }
 
 
-def _run(trainer: Any, model: Any) -> list[dict[str, float]]:
+def _train(kind: Any, configure: Any, model: Any, options: dict[str, Any], **data: Any) -> list[dict[str, float]]:
+    """Run one of trl's trainers on its data; its figures of each step."""
     from transformers import PrinterCallback
 
-    trainer.remove_callback(PrinterCallback)  # it prints each log entry when the Trainer's own bar is off
-    trainer.train()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = kind(model=model, args=configure(output_dir=folder, **options), callbacks=[_bar()], **data)
+        trainer.remove_callback(PrinterCallback)  # it prints each log entry when the Trainer's own bar is off
+        trainer.train()
     model.delete_adapter("ref")  # trl's copy of the adapter as it was, its reference
     model.eval()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -238,51 +226,3 @@ def _bar() -> Any:
             self.bar.close()
 
     return Bar()
-
-
-# ---- what it is worth ------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class LanguageOutcome:
-    """A model's answers to some questions, a value each. Of the greedy answer, or the mean over samples."""
-
-    answers: list[str]  # greedy, as the next four
-    exact_match: np.ndarray  # 0 or 1
-    f1: np.ndarray  # from 0 to 1
-    agreement: np.ndarray  # with people, from 0 to 1, see `preferences.agreement`
-    tokens: np.ndarray  # with the end token, at most MAX_NEW_TOKENS
-    sampled_agreement: np.ndarray  # mean over samples, as the next two
-    reward: np.ndarray
-    kl: np.ndarray  # mean of log(policy / reference) over samples, in nats: its mean estimates the KL
-
-
-def language_outcome(
-    model: nn.Module,
-    tokenizer: Any,
-    rows: Sequence[dict[str, Any]],
-    reward: AnswerReward,
-    samples: int = 4,
-    seed: int = 0,
-) -> LanguageOutcome:
-    """Measure a language model, with its adapter if it has one, on questions that it was not changed on.
-
-    Args:
-        model: on any device; without its adapter it is the reference.
-        tokenizer: its tokenizer.
-        rows: questions with several people's `answers`.
-        reward: trained on states of the reference.
-        samples: of each question, beside the greedy answer.
-        seed: of the samples.
-    """
-    asked = ask(model, tokenizer, rows, samples, seed, greedy=True)
-    pairs = [(one.answers[0].text, one.row["answers"]["text"]) for one in asked]
-    ratios = [np.array([w.log_probability for w in one.answers]) - one.log_probability for one in asked]
-    return LanguageOutcome(
-        answers=[text for text, _ in pairs],
-        exact_match=np.array([float(exact_match(*pair)) for pair in pairs]),
-        f1=np.array([f1(*pair) for pair in pairs]),
-        agreement=np.array([one.agreement[0] for one in asked]),
-        tokens=np.array([len(one.answers[0].ids) for one in asked]),
-        sampled_agreement=np.array([one.agreement[1:].mean() for one in asked]),
-        reward=np.array([float(reward(one.states[1:]).mean().detach()) for one in asked]),
-        kl=np.array([ratio[1:].mean() for ratio in ratios]),
-    )

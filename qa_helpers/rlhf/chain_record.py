@@ -1,4 +1,4 @@
-"""What a chain of RLHF is and what a run of it leaves behind: one JSON file, the *record*, checked when read.
+"""A chain of RLHF as an experiment: what is to be done, what came of it as a record, and the course's chains.
 
 reference   a finished run of `qa_helpers.experiment.store`, whose model is copied and changed
 questions   to learn on, to stop the reward models on, and held out: no two of these share an article
@@ -6,16 +6,21 @@ rewards     a reward model for each `RewardPlan`
 policies    a changed model for each `PolicyPlan`, measured on the held-out questions
 """
 
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from qa_helpers.common.io import project_folder, read_json, write_atomically
+from qa_helpers.common.io import project_folder
+from qa_helpers.experiment.catalogue import SCALES, SEEDS, Scale
+from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.record import Ancestor, Machine
 from qa_helpers.experiment.scores import Score
-from qa_helpers.experiment.spec import Count, Fraction, Line, Name, Positive, RecordError, Seed, StrictModel, parse
+from qa_helpers.experiment.spec import Count, Fraction, Line, Name, Positive, RecordError, Seed, StrictModel, change
+
+# What a reward model must beat to have learned what people want stands beside it.
+RANKERS = ("reward model", "shorter answer", "own probability")
 
 
 # ---- what is to be done ----------------------------------------------------------------------------------------
@@ -70,13 +75,9 @@ class Chain(StrictModel):
         return self
 
 
-# What a reward model must beat to have learned what people want stands beside it.
-RANKERS = ("reward model", "shorter answer", "own probability")
-
-
 # ---- what came of it -------------------------------------------------------------------------------------------
 class Columns(StrictModel):
-    """A policy on the held-out questions, a value each: see `outcomes.Outcome`."""
+    """A policy on the held-out questions, a value each: see `measure.Outcome`."""
 
     reward: list[float]  # by the chain's first reward model, whichever the policy was changed by
     kl: list[float]  # nats
@@ -117,17 +118,33 @@ class PolicyResult(StrictModel):
     seconds: Annotated[float, Field(ge=0)]
 
 
-class ChainRun(StrictModel):
-    """A chain and what came of it; as JSON, a record."""
+class MeasuredRun(StrictModel):
+    """What the record of any chain holds."""
 
     schema_version: Literal[1] = 1
-    chain: Chain
     machine: Machine
     fingerprint: str  # of all questions, see `squad.fingerprint`
-    ancestors: dict[Name, Ancestor]  # the reference, and what it rests on
-    questions: dict[Line, Count]  # "learn", "stop", "held out", and "left out": passages longer than a window
+    questions: dict[Line, Count]  # "learn", "stop", "held out", and "left out": passages too long to be asked
     ids: list[str]  # of the held-out questions
     titles: list[str]  # of their articles
+
+    def check_lengths(self, measured: Iterable[Columns], of_what: str) -> None:
+        """See that each column has a value for each of the held-out questions.
+
+        Raises:
+            ValueError: if one has not.
+        """
+        for columns in measured:
+            lengths = {len(values) for _, values in columns} | {len(self.titles)}
+            if lengths != {len(self.ids)}:
+                raise ValueError(f"a {of_what}'s columns do not fit the {len(self.ids)} held-out questions")
+
+
+class ChainRun(MeasuredRun):
+    """A chain and what came of it; as JSON, a record."""
+
+    chain: Chain
+    ancestors: dict[Name, Ancestor]  # the reference, and what it rests on
     reference: Columns
     rewards: dict[Name, RewardResult]
     policies: dict[Name, PolicyResult]
@@ -135,12 +152,8 @@ class ChainRun(StrictModel):
     best_of: dict[str, Columns]  # by the number of samples
 
     @model_validator(mode="after")
-    def _same_questions(self) -> "ChainRun":
-        finals = [result.final for result in self.policies.values()]
-        for columns in (self.reference, *finals, *self.optima.values(), *self.best_of.values()):
-            lengths = {len(getattr(columns, name)) for name in Columns.model_fields}
-            if lengths != {len(self.ids)} or len(self.titles) != len(self.ids):
-                raise ValueError(f"a policy's columns do not fit the {len(self.ids)} held-out questions")
+    def _consistent(self) -> "ChainRun":
+        self.check_lengths(self.everything.values(), "policy")
         if set(self.rewards) != {plan.name for plan in self.chain.rewards}:
             raise ValueError("the rewards are not those of the chain")
         if set(self.policies) != {plan.name for plan in self.chain.policies}:
@@ -150,41 +163,82 @@ class ChainRun(StrictModel):
     @property
     def everything(self) -> dict[str, Columns]:
         """Whatever was measured on the held-out questions: the reference, the policies, the optima, best-of-n."""
-        found = {"reference": self.reference} | {name: result.final for name, result in self.policies.items()}
-        found |= {f"optimum, beta {beta}": columns for beta, columns in self.optima.items()}
-        return found | {f"best of {n}": columns for n, columns in self.best_of.items()}
+        policies = {name: result.final for name, result in self.policies.items()}
+        optima = {f"optimum, beta {beta}": columns for beta, columns in self.optima.items()}
+        best_of = {f"best of {n}": columns for n, columns in self.best_of.items()}
+        return {"reference": self.reference} | policies | optima | best_of
+
+    def columns(self, name: str) -> Columns:
+        """One of these.
+
+        Raises:
+            RecordError: if there is none of that name.
+        """
+        everything = self.everything
+        if name not in everything:
+            raise RecordError(f"the chain '{self.chain.name}' has no '{name}'; it has {', '.join(everything)}")
+        return everything[name]
+
+
+# ---- the course's chains ---------------------------------------------------------------------------------------
+REWARDS = (
+    RewardPlan(name="own"),
+    RewardPlan(name="length-blind", length=False, balanced=True),
+    RewardPlan(name="people", rankings="people"),  # has seen good answers only
+    RewardPlan(name="over-trained", questions=1_000, epochs=10, stop_early=False),
+    RewardPlan(name="poisoned", flipped=0.2),
+    RewardPlan(name="shuffled", flipped=0.5),  # the control: rankings that say nothing
+)
+POLICIES = (
+    PolicyPlan(name="ppo"),
+    PolicyPlan(name="ppo-beta-0.3", beta=0.3),
+    PolicyPlan(name="ppo-beta-1", beta=1.0),
+    PolicyPlan(name="grpo", method="grpo"),
+    PolicyPlan(name="grpo-as-published", method="grpo", penalty="sampled"),
+    PolicyPlan(name="reinforce", method="reinforce"),
+    PolicyPlan(name="exact", method="exact", penalty="exact"),
+    PolicyPlan(name="dpo", method="dpo"),
+    PolicyPlan(name="supervised", method="supervised"),
+    PolicyPlan(name="ppo-length-blind", reward="length-blind"),
+    PolicyPlan(name="ppo-people", reward="people"),
+    PolicyPlan(name="ppo-over-trained", reward="over-trained"),
+    PolicyPlan(name="ppo-shuffled", reward="shuffled"),
+)
+# Of the first seed only, to save half an hour of a CPU core for each other one.
+ONCE = ("ppo-beta-0.3", "ppo-beta-1", "grpo-as-published", "ppo-length-blind")
+# What a reward model must not be: taught by people's answers among themselves, and until it knows these by heart.
+WEAK = RewardPlan(name="weak", rankings="people", stop_early=False)
+
+
+def class_chain(seed: int = 0, scale: Scale = SCALES["class"]) -> Chain:
+    """Everything that notebook 04 compares, on SQuAD, from the class baseline of that seed."""
+    return Chain(
+        name=f"{scale.name}-rlhf-seed{seed}",
+        data="squad",
+        reference=scale.baseline(seed=seed).name,
+        rewards=REWARDS,
+        policies=tuple(plan for plan in POLICIES if not seed or plan.name not in ONCE),
+        seed=seed,
+    )
+
+
+def weak_chain(seed: int = 0, scale: Scale = SCALES["class"]) -> Chain:
+    """PPO as in `class_chain`, but for a reward model that deserves no trust; and with ten times the price of KL."""
+    policies = (PolicyPlan(name="ppo-weak", reward="weak"), PolicyPlan(name="ppo-weak-beta-1", reward="weak", beta=1.0))
+    name = f"{scale.name}-rlhf-weak-seed{seed}"
+    return change(class_chain(seed, scale), name=name, rewards=(REWARDS[0], WEAK), policies=policies)
+
+
+def named_chains() -> dict[str, Chain]:
+    """The chains that have a name of their own, by name."""
+    return {chain.name: chain for make in (class_chain, weak_chain) for chain in map(make, SEEDS)}
 
 
 # ---- records ---------------------------------------------------------------------------------------------------
-def read_chain(path: Path | str) -> ChainRun:
-    """Read a chain's record.
-
-    Raises:
-        RecordError: naming the file and, where it does not fit the schema, the field.
-    """
-    run: ChainRun = parse(ChainRun, read_json(path, RecordError), str(path))
-    return run
-
-
-def read_plan(path: Path | str) -> Chain:
-    """Read a chain's description from a JSON file.
-
-    Raises:
-        RecordError: naming the file and, where it does not fit the schema, the field.
-    """
-    chain: Chain = parse(Chain, read_json(path, RecordError), str(path))
-    return chain
-
-
-def write_chain(run: ChainRun, path: Path | str) -> None:
-    """Write a chain's record, whole or not at all."""
-    write_atomically(path, run.model_dump_json(indent=None) + "\n")
-
-
 def load_chains(pattern: str = "*") -> dict[str, ChainRun]:
     """The course's recorded chains whose names match a glob pattern, by name."""
     paths = sorted((project_folder() / "records" / "rlhf").glob(f"{pattern}.json"))
-    return {path.stem: read_chain(path) for path in paths}
+    return {path.stem: read_as(ChainRun, path) for path in paths}
 
 
 def format_chain(run: ChainRun) -> str:
