@@ -9,12 +9,29 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from qa_helpers.common.io import CourseError, half_character
 
 ANSWERS_FORM = "{'text': [...], 'answer_start': [...]}, two lists of one length"
 _UNSEEN = frozenset(("Zs", "Zl", "Zp", "Cc", "Cf"))  # Unicode's categories of white space, control and format marks
+
+
+class GivenAnswers(TypedDict):
+    """The answers that annotators gave to one question: two lists of one length."""
+
+    text: list[str]
+    answer_start: list[int]  # each answer's first character in the passage
+
+
+class Row(TypedDict, total=False):
+    """A question with its passage; a `datasets.Dataset` yields such rows."""
+
+    id: str
+    title: str  # of the article
+    context: Required[str]  # the passage
+    question: Required[str]
+    answers: GivenAnswers
 
 
 class DataError(CourseError):
