@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qa_helpers.common.io import hub_is_off, read_json, user_path
+from qa_helpers.common.quiet import quiet
 from qa_helpers.data.rows import NO_ANSWER, DataError, check_row, short
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -151,6 +152,7 @@ def _place(raw: Any, location: tuple[int | str, ...]) -> str:
 
 
 # ---- loading by name -------------------------------------------------------------------------------------------
+@quiet()
 def load_qa(
     name: str = "courseqa",
     split: Split | None = None,
@@ -175,9 +177,6 @@ def load_qa(
     """
     import datasets
 
-    from qa_helpers.common.device import quiet
-
-    quiet()
     if split not in (None, "train", "validation"):
         raise DataError(f"there is no split '{split}'; use 'train' or 'validation'")
     if sampling not in ("first", "random"):

@@ -14,6 +14,7 @@ from torch import nn
 
 from qa_helpers.common.device import evaluation_mode, has_native_bf16, longest_first, progress_bar
 from qa_helpers.common.io import ModelError
+from qa_helpers.common.quiet import quiet
 from qa_helpers.data.rows import DataError, check_rows, given_answers, row_id
 from qa_helpers.evaluation.span_answers import Answers, Prediction, Span
 from qa_helpers.model import load, trainable
@@ -30,6 +31,7 @@ BATCH_SIZE = 16
 
 
 # ---- loading ---------------------------------------------------------------------------------------------------
+@quiet()
 def load_language_model(name: str = "smollm2") -> nn.Module:
     """A causal language model: the packaged SmolLM2, a Hub id or a folder, in bfloat16 where that is native.
 
@@ -38,10 +40,8 @@ def load_language_model(name: str = "smollm2") -> nn.Module:
     Raises:
         ModelError: if it cannot be loaded or is no language model.
     """
-    from transformers import AutoModelForCausalLM, GgufConfig, modeling_gguf_pytorch_utils
+    from transformers import AutoModelForCausalLM, GgufConfig
 
-    # In notebooks, transformers' own bar over a GGUF file's tensors does not heed TQDM_DISABLE.
-    modeling_gguf_pytorch_utils.tqdm = progress_bar
     base = trainable.adapter_base(name)
     if base is not None:
         return trainable.attach_adapter(load_language_model(base), name).eval()
@@ -58,6 +58,7 @@ def load_language_model(name: str = "smollm2") -> nn.Module:
     return model.eval()  # type: ignore[no-any-return]
 
 
+@quiet()
 def load_chat_tokenizer(name: str = "smollm2") -> Any:
     """The tokenizer of a language model, padding on the left so that what is generated follows the prompt.
 
@@ -179,6 +180,7 @@ def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> l
     return generate(model, tokenizer, batch)
 
 
+@quiet()
 @torch.inference_mode()
 def generate(
     model: Any, tokenizer: Any, inputs: Mapping[str, Any], sample: bool = False, temperature: float = 1.0

@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from qa_helpers.common.device import has_native_bf16, quiet, set_seed
+from qa_helpers.common.device import has_native_bf16, set_seed
 from qa_helpers.common.io import CourseError, ModelError, hub_is_off
+from qa_helpers.common.quiet import quiet
 from qa_helpers.data.windows import make_windows
 from qa_helpers.model.trainable import adapter_base, attach_adapter, encoder, merge_adapter, span_head
 
@@ -92,6 +93,7 @@ def is_hub_name(name: str) -> bool:
     return bool(form) and ".." not in name and not os.path.exists(name)
 
 
+@quiet()
 def load_tokenizer(name: str = "minilm") -> Any:
     """The tokenizer that belongs to a model, as a fast tokenizer (windows need its character offsets).
 
@@ -149,6 +151,7 @@ def _positions(config: Any) -> int:
     return most - padding - 1 if padding < most // 2 else most
 
 
+@quiet()
 def load_qa_model(name: str = "minilm", seed: int = 0) -> nn.Module:
     """An encoder with a span head: two numbers a token, the logits of an answer's start and of its end.
 
@@ -272,12 +275,11 @@ class Float32Linear(nn.Linear):
 
 
 def from_pretrained(factory: Any, name: str, **options: Any) -> Any:
-    """What a transformers class's own `from_pretrained` gives for a model's name, quietly; safe files only.
+    """What a transformers class's own `from_pretrained` gives for a model's name; safe files only.
 
     Raises:
         ModelError: in one sentence, if it cannot be loaded.
     """
-    quiet()
     try:
         return factory.from_pretrained(resolve(name), trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:

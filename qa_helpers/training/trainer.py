@@ -21,8 +21,9 @@ from pydantic import BaseModel
 from torch import nn
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from qa_helpers.common.device import default_device, has_native_bf16, progress_bar, quiet
+from qa_helpers.common.device import default_device, has_native_bf16, progress_bar
 from qa_helpers.common.io import CourseError, write_atomically
+from qa_helpers.common.quiet import quiet
 from qa_helpers.model.trainable import depths
 
 COMPLETE = "complete"  # the file that marks a checkpoint as written to its end
@@ -71,6 +72,7 @@ class History:
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
 
+@quiet()
 def train(
     model: nn.Module,
     tokenizer: Any,
@@ -97,7 +99,6 @@ def train(
         collator: makes batches of features; if None, they are padded to the longest of each batch.
         loss: of the model's outputs and a batch's `labels`, such as `labels.soft_loss`; if None, the model's own.
     """
-    quiet()
     folder = Path(folder)
     recorder = _Recorder(after_epoch)
     arguments = _arguments(settings, folder)

@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from qa_helpers.common.device import default_device, describe_machine, peak_memory_mib
+from qa_helpers.common.quiet import quiet
 from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation.metrics import exact_match, f1
 from qa_helpers.evaluation.written_answers import load_chat_tokenizer, load_language_model, prompt_tokens
@@ -55,6 +56,7 @@ class _Parts:
     left_out: int
 
 
+@quiet()
 def run_language_chain(chain: LanguageChain, folder: Path | str | None = None) -> LanguageChainRun:
     """Run a chain, or read its result back if it has been run in this folder.
 
