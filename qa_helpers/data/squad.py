@@ -17,14 +17,17 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qa_helpers.common.io import hub_is_off, read_json, user_path
 from qa_helpers.common.quiet import quiet
-from qa_helpers.data.rows import NO_ANSWER, DataError, check_row, short
+from qa_helpers.data.rows import NO_ANSWER, DataError, Row, check_row, short
+
+if TYPE_CHECKING:  # reading data needs neither it nor torch
+    from datasets import Dataset
 
 ASSETS = Path(__file__).parents[1] / "assets"
 HUB_NAME = {"squad": "rajpurkar/squad"}  # the bare name "squad" no longer loads
@@ -75,7 +78,7 @@ class _File(_Strict):
     data: list[Any]
 
 
-def read_squad_file(path: Path | str) -> list[dict[str, Any]]:
+def read_squad_file(path: Path | str) -> list[Row]:
     """Read one SQuAD 1.1 JSON file into rows (see the module's head), checking every one.
 
     Raises:
@@ -88,7 +91,7 @@ def read_squad_file(path: Path | str) -> list[dict[str, Any]]:
     raw = read_json(path, DataError, FORM)
     if isinstance(raw, list):
         raise DataError(f"{path}: holds a list at its top; write it as {FORM}")
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     seen: set[str] = set()
     articles = _validated(_File, raw, raw, (), path).data
     for number, item in enumerate(progress_bar(articles, desc=f"checking {short(str(path))}", unit="article", delay=1)):
@@ -120,7 +123,7 @@ def _validated(form: type[Model], item: Any, raw: Any, location: tuple[int | str
         raise DataError(f"{path}: is nested too deeply to be in SQuAD's form") from None
 
 
-def _rows(article: _Article) -> Iterator[dict[str, Any]]:
+def _rows(article: _Article) -> Iterator[Row]:
     for paragraph in article.paragraphs:
         for qa in paragraph.qas:
             yield {
@@ -160,7 +163,7 @@ def load_qa(
     sampling: Sampling = "first",
     seed: int = 0,
     per_passage: int | None = None,
-) -> Any:
+) -> "Dataset":
     """Load a question-answering data set as a `datasets.Dataset` with SQuAD's columns.
 
     Args:
@@ -175,8 +178,6 @@ def load_qa(
         DataError: if the data set is not found (saying where it was looked for and what mends it), does not hold
             `limit` questions, or is not in SQuAD's form.
     """
-    import datasets
-
     if split not in (None, "train", "validation"):
         raise DataError(f"there is no split '{split}'; use 'train' or 'validation'")
     if sampling not in ("first", "random"):
@@ -187,13 +188,13 @@ def load_qa(
     if path is None:
         dataset = _load_from_hub(HUB_NAME[name], split or "train")
     else:
-        dataset = _as_dataset(read_squad_file(path), split and datasets.Split(split))
+        dataset = _as_dataset(read_squad_file(path), split)
     if limit is None and per_passage is None:
         return dataset
     return choose(dataset, name, limit, sampling, seed, per_passage)
 
 
-def _as_dataset(rows: Sequence[dict[str, Any]], split: Any) -> Any:
+def _as_dataset(rows: Sequence[Row], split: Split | None) -> "Dataset":
     import datasets
 
     from qa_helpers.common.device import progress_bar
@@ -204,13 +205,13 @@ def _as_dataset(rows: Sequence[dict[str, Any]], split: Any) -> Any:
 
 
 def choose(
-    dataset: Any,
+    dataset: "Dataset",
     name: str,
     limit: int | None,
     sampling: Sampling = "first",
     seed: int = 0,
     per_passage: int | None = None,
-) -> Any:
+) -> "Dataset":
     """Some of a data set's questions.
 
     Args:
@@ -291,7 +292,7 @@ def _file_in(folder: Path, split: Split | None) -> Path:
     )
 
 
-def _load_from_hub(hub_name: str, split: str) -> Any:
+def _load_from_hub(hub_name: str, split: str) -> "Dataset":
     import datasets
 
     try:
@@ -306,10 +307,10 @@ def _load_from_hub(hub_name: str, split: str) -> Any:
         ) from problem
 
 
-def fingerprint(dataset: Any) -> str:
+def fingerprint(rows: Iterable[Row]) -> str:
     """16 hexadecimal digits that change with any id, passage, question or answer, or with their order."""
     digest = hashlib.sha256()
-    for row in dataset:
+    for row in rows:
         answers = list(zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True))
         fields = [row["id"], row["context"], row["question"], answers]
         digest.update(json.dumps(fields, ensure_ascii=False).encode())

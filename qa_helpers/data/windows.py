@@ -14,12 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import groupby
-from typing import Any
 
 import numpy as np
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from qa_helpers.common.io import ModelError
-from qa_helpers.data.squad import DataError
+from qa_helpers.data.rows import DataError, GivenAnswers, Row
 
 MAX_LENGTH = 384  # tokens a window; BERT's choice for SQuAD
 STRIDE = 128  # tokens that consecutive windows of one passage share (in BERT's own script: the step between them)
@@ -62,7 +62,7 @@ class Window:
 
 
 def make_windows(
-    rows: Iterable[dict[str, Any]], tokenizer: Any, max_length: int = MAX_LENGTH, stride: int = STRIDE
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast, max_length: int = MAX_LENGTH, stride: int = STRIDE
 ) -> list[Window]:
     """Cut questions and passages into windows, in the questions' order.
 
@@ -88,7 +88,9 @@ def make_windows(
     return windows
 
 
-def _cut(rows: Sequence[dict[str, Any]], number: int, tokenizer: Any, max_length: int, stride: int) -> list[Window]:
+def _cut(
+    rows: Sequence[Row], number: int, tokenizer: PreTrainedTokenizerFast, max_length: int, stride: int
+) -> list[Window]:
     """The windows of some questions, of which the first has this number in the data set."""
     encoded = tokenizer(
         [row["question"] for row in rows],
@@ -124,7 +126,7 @@ def _cut(rows: Sequence[dict[str, Any]], number: int, tokenizer: Any, max_length
 
 
 def _passage_tokens(
-    encoded: Any, groups: Sequence[Sequence[tuple[int, range]]], rows: Sequence[dict[str, Any]], stride: int
+    encoded: BatchEncoding, groups: Sequence[Sequence[tuple[int, range]]], rows: Sequence[Row], stride: int
 ) -> list[np.ndarray]:
     """The characters of all tokens of each row's passage, (tokens, 2) each; `groups` are where they lie in windows."""
     shifts = np.cumsum([0, *(len(row["context"]) + 1 for row in rows)])
@@ -143,7 +145,7 @@ def _passage_tokens(
     return [part - shift for part, shift in zip(parts, shifts, strict=False)]
 
 
-def _check_ends(rows: Sequence[dict[str, Any]], passages: Sequence[np.ndarray]) -> None:
+def _check_ends(rows: Sequence[Row], passages: Sequence[np.ndarray]) -> None:
     """Name the version of the tokenizers package where it loses more than a word at the end of a passage.
 
     Raises:
@@ -168,7 +170,10 @@ def _text_positions(sequence: list[int | None]) -> tuple[range, range]:
 
 
 def _replace_control_tokens(
-    encoded: Any, texts: Sequence[tuple[range, range]], rows: Sequence[dict[str, Any]], tokenizer: Any
+    encoded: BatchEncoding,
+    texts: Sequence[tuple[range, range]],
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     """Put the unknown token where a vocabulary makes a control token of a text's letters, as SentencePiece's do.
 
@@ -242,7 +247,7 @@ def _continues(before: str, character: str) -> bool:
     return len(composed) < len(unicodedata.normalize("NFKC", before)) + len(apart)
 
 
-def _check_lengths(rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int, stride: int) -> None:
+def _check_lengths(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, max_length: int, stride: int) -> None:
     """Refuse questions beside which windows would step through the passage by less than half their stride."""
     most = max_length - stride - tokenizer.num_special_tokens_to_add(pair=True) - max(1, stride // 2)
     texts = [row["question"] for row in rows]
@@ -256,7 +261,7 @@ def _check_lengths(rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: i
 
 
 def _answer_spans(
-    answers: dict[str, list[Any]] | None, offsets: np.ndarray, first: int, low: int, high: int
+    answers: GivenAnswers | None, offsets: np.ndarray, first: int, low: int, high: int
 ) -> list[tuple[int, int]]:
     """Positions of each answer's first and last token, (0, 0) if it is not within characters `low` to `high`."""
     if not answers:
@@ -276,6 +281,6 @@ def _answer_tokens(begin: int, end: int, offsets: np.ndarray, first: int, low: i
     return (first + start_token, first + end_token) if start_token <= end_token else (0, 0)
 
 
-def training_features(windows: Iterable[Window]) -> list[dict[str, Any]]:
+def training_features(windows: Iterable[Window]) -> list[dict[str, list[int] | int]]:
     """Windows as the inputs of a model's forward call, labels included, one dictionary of lists a window."""
     return [window.inputs | {"start_positions": window.start, "end_positions": window.end} for window in windows]

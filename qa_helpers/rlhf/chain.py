@@ -18,6 +18,7 @@ from torch import nn
 
 from qa_helpers.common.device import describe_machine, evaluation_mode
 from qa_helpers.common.quiet import quiet
+from qa_helpers.data.rows import Row
 from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
 from qa_helpers.experiment.lineage import ancestors, load_run
 from qa_helpers.experiment.once import kept, run_once
@@ -174,7 +175,7 @@ def _pairs(asked: dict[str, list[Reference]], seed: int) -> dict[tuple[str, str]
     return pairs
 
 
-def _unseen(chain: Chain, rests_on: dict[str, Ancestor]) -> list[dict[str, Any]]:
+def _unseen(chain: Chain, rests_on: dict[str, Ancestor]) -> list[Row]:
     """CourseQA's training questions of articles that the reference has not seen.
 
     Raises:

@@ -19,7 +19,14 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel
 from torch import nn
-from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from qa_helpers.common.device import default_device, has_native_bf16, progress_bar
 from qa_helpers.common.io import CourseError, write_atomically
@@ -75,7 +82,7 @@ class History:
 @quiet()
 def train(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     features: Sequence[dict[str, Any]],
     settings: Settings,
     folder: Path | str,

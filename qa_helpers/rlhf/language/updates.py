@@ -18,6 +18,7 @@ from torch import nn
 from qa_helpers.common.device import default_device, progress_bar, set_seed
 from qa_helpers.common.io import ModelError
 from qa_helpers.common.quiet import quiet
+from qa_helpers.data.rows import Row
 from qa_helpers.data.squad import DataError
 from qa_helpers.evaluation.written_answers import (
     MAX_NEW_TOKENS,
@@ -115,7 +116,7 @@ def train_language_dpo(
 def train_language_grpo(
     model: nn.Module,
     tokenizer: Any,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     reward: Callable[..., list[float]],
     update: LanguageUpdate,
 ) -> list[dict[str, float]]:
