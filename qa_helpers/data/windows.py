@@ -53,7 +53,7 @@ class Window:
         return self.spans[0][1]
 
     def __len__(self) -> int:
-        """Tokens in the window."""
+        """Tokens in the window, special ones counted."""
         return len(self.inputs["input_ids"])
 
     def characters(self, start: int, end: int) -> tuple[int, int]:
@@ -92,7 +92,31 @@ def _cut(
     rows: Sequence[Row], number: int, tokenizer: PreTrainedTokenizerFast, max_length: int, stride: int
 ) -> list[Window]:
     """The windows of some questions, of which the first has this number in the data set."""
-    encoded = tokenizer(
+    encoded = _encode(rows, tokenizer, max_length, stride)
+    texts = [_text_positions(encoded.sequence_ids(i)) for i in range(len(encoded["input_ids"]))]
+    _replace_control_tokens(encoded, texts, rows, tokenizer)
+    names = [name for name in tokenizer.model_input_names if name in encoded]
+    samples = encoded["overflow_to_sample_mapping"]
+    groups = [list(group) for _, group in groupby(range(len(samples)), key=samples.__getitem__)]  # a row's windows
+    passages = _passage_tokens(encoded, [[(i, texts[i][1]) for i in group] for group in groups], rows, stride)
+    windows = []
+    for question, (row, group, tokens) in enumerate(zip(rows, groups, passages, strict=True), number):
+        begin = 0  # the number in the passage of the window's first token
+        for i in group:
+            first, end = texts[i][1].start, begin + len(texts[i][1])
+            # An answer is whole here between the end of the token before this window and the start of the one after.
+            low = tokens[begin - 1, 1] if begin else 0
+            high = tokens[end, 0] if end < len(tokens) else len(row["context"])
+            spans = _answer_spans(row.get("answers"), tokens[begin:end], first, low, high)
+            inputs = {name: encoded[name][i] for name in names}
+            windows.append(Window(question, inputs, first, tokens[begin:end], spans))
+            begin = end - stride
+    return windows
+
+
+def _encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, max_length: int, stride: int) -> BatchEncoding:
+    """All windows' tokens, each with the number of its row (from 0) and its tokens' characters."""
+    encoded: BatchEncoding = tokenizer(
         [row["question"] for row in rows],
         [row["context"] for row in rows],
         truncation="only_second",
@@ -104,25 +128,7 @@ def _cut(
         return_offsets_mapping=True,
         split_special_tokens=True,  # "[SEP]" in a text is five letters, no control token
     )
-    texts = [_text_positions(encoded.sequence_ids(i)) for i in range(len(encoded["input_ids"]))]
-    _replace_control_tokens(encoded, texts, rows, tokenizer)
-    names = [name for name in tokenizer.model_input_names if name in encoded]
-    samples = encoded["overflow_to_sample_mapping"]
-    groups = [list(group) for _, group in groupby(range(len(samples)), key=samples.__getitem__)]  # a row's windows
-    passages = _passage_tokens(encoded, [[(i, texts[i][1]) for i in group] for group in groups], rows, stride)
-    windows = []
-    for place_in_chunk, (row, group, tokens) in enumerate(zip(rows, groups, passages, strict=True)):
-        begin = 0  # the number in the passage of the window's first token
-        for i in group:
-            first, end = texts[i][1].start, begin + len(texts[i][1])
-            # An answer is whole here between the end of the token before this window and the start of the one after.
-            low = tokens[begin - 1, 1] if begin else 0
-            high = tokens[end, 0] if end < len(tokens) else len(row["context"])
-            spans = _answer_spans(row.get("answers"), tokens[begin:end], first, low, high)
-            inputs = {name: encoded[name][i] for name in names}
-            windows.append(Window(number + place_in_chunk, inputs, first, tokens[begin:end], spans))
-            begin = end - stride
-    return windows
+    return encoded
 
 
 def _passage_tokens(

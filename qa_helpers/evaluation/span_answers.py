@@ -19,7 +19,7 @@ BATCH_SIZE = 32  # windows a forward call
 
 
 class Span(NamedTuple):
-    """A candidate answer."""
+    """A candidate answer: characters of the passage that a model points at."""
 
     text: str
     start: int  # character in the passage
@@ -50,7 +50,7 @@ class Prediction:
 
     @property
     def text(self) -> str:
-        """The answer."""
+        """The answer; empty where no span was allowed."""
         return self.n_best[0].text if self.n_best else ""
 
     @property

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from qa_helpers.common.device import evaluation_mode, has_native_bf16, longest_first, progress_bar
 from qa_helpers.common.io import ModelError
@@ -40,8 +40,6 @@ def load_language_model(name: str = "smollm2") -> nn.Module:
     Raises:
         ModelError: if it cannot be loaded or is no language model.
     """
-    from transformers import AutoModelForCausalLM, GgufConfig
-
     base = trainable.adapter_base(name)
     if base is not None:
         return trainable.attach_adapter(load_language_model(base), name).eval()
@@ -67,8 +65,6 @@ def load_chat_tokenizer(name: str = "smollm2") -> PreTrainedTokenizerFast:
     Raises:
         ModelError: if there is none, or it has no chat template.
     """
-    from transformers import AutoTokenizer
-
     options = {"gguf_file": PACKAGED[name].file} if _is_gguf(name) else {}
     tokenizer: PreTrainedTokenizerFast = load.from_pretrained(AutoTokenizer, name, padding_side="left", **options)
     if not tokenizer.chat_template:
@@ -171,18 +167,14 @@ def answer(
     predictions: list[Prediction | None] = [None] * len(rows)
     with evaluation_mode(model), progress_bar(total=len(rows), desc=progress, unit="question") as bar:
         for chosen in longest_first([len(prompt) for prompt in prompts], batch_size):
-            written = _generate(model, tokenizer, [prompts[i] for i in chosen])
+            batch = tokenizer.pad({"input_ids": [prompts[i] for i in chosen]}, return_tensors="pt")
+            written = generate(model, tokenizer, batch.to(_device(model)))
             for i, (_, text, log_probability) in zip(chosen, written, strict=True):
                 start = rows[i]["context"].find(text)
                 span = Span(text, start, log_probability, math.exp(log_probability))
                 predictions[i] = Prediction(row_id(rows[i], i), [span])
             bar.update(len(chosen))
     return Answers([p for p in predictions if p is not None], float("nan"))
-
-
-def _generate(model: Any, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[list[int]]) -> list[Written]:
-    batch = tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(_device(model))
-    return generate(model, tokenizer, batch)
 
 
 @quiet()
@@ -204,10 +196,11 @@ def generate(
         sample: whether tokens are drawn, by torch's own generator, nothing cut off; else each is the likeliest.
         temperature: of the draws, and of the log probabilities.
     """
-    options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {}
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {}
     output = model.generate(
         **inputs,
-        **{"do_sample": False} | options,
+        **sampling,
+        do_sample=sample,
         max_new_tokens=MAX_NEW_TOKENS,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -215,15 +208,12 @@ def generate(
         return_dict_in_generate=True,
     )
     written = output.sequences[:, inputs["input_ids"].shape[1] :]
-    log_probabilities = torch.stack(
-        [
-            (logits.float() / temperature).log_softmax(1).gather(1, ids[:, None])[:, 0]
-            for logits, ids in zip(output.logits, written.T, strict=True)
-        ],
-        dim=1,
-    )
+    chosen = [
+        (logits.float() / temperature).log_softmax(1).gather(1, ids[:, None])
+        for logits, ids in zip(output.logits, written.T, strict=True)
+    ]
     answers = []
-    for ids, values in zip(written.tolist(), log_probabilities.tolist(), strict=True):
+    for ids, values in zip(written.tolist(), torch.cat(chosen, dim=1).tolist(), strict=True):
         length = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
         text = str(tokenizer.decode(ids[:length], skip_special_tokens=True)).strip()
         answers.append(Written(ids[:length], text, sum(values[:length])))

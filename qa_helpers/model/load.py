@@ -284,11 +284,10 @@ def from_pretrained(factory: Any, name: str, **options: Any) -> Any:
     Raises:
         ModelError: in one sentence, if it cannot be loaded.
     """
+    files = resolve(name)
     try:
-        return factory.from_pretrained(resolve(name), trust_remote_code=False, **options)
+        return factory.from_pretrained(files, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
-        if isinstance(problem, ModelError):
-            raise
         raise ModelError(_why_not_loaded(name, problem)) from problem
 
 

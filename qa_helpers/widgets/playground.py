@@ -50,7 +50,7 @@ class Answered:
 
     @property
     def answer(self) -> Span:
-        """The answer."""
+        """The best span of the passage."""
         return self.n_best[0]
 
 

@@ -34,9 +34,10 @@ from qa_helpers.common.device import default_device, has_native_bf16, set_seed
 from qa_helpers.common.quiet import quiet
 from qa_helpers.data.squad import load_qa
 from qa_helpers.data.windows import MAX_LENGTH, make_windows, training_features
+from qa_helpers.evaluation.comparisons import paired_difference
 from qa_helpers.evaluation.metrics import evaluate
 from qa_helpers.evaluation.span_answers import answer
-from qa_helpers.evaluation.statistics import bootstrap_mean, paired_difference
+from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.model.load import load_qa_model, load_tokenizer, resolve
 from qa_helpers.training.trainer import Settings, train
 
