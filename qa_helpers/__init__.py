@@ -30,9 +30,10 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds it to _DEFINED_
     from qa_helpers.course.first_cell import prepare
     from qa_helpers.data.squad import load_qa
     from qa_helpers.data.windows import make_windows
+    from qa_helpers.evaluation.comparisons import mcnemar, paired_difference
     from qa_helpers.evaluation.metrics import contained, evaluate, exact_match, f1, normalize_answer, string_equality
     from qa_helpers.evaluation.span_answers import answer
-    from qa_helpers.evaluation.statistics import bootstrap_mean, mcnemar, paired_difference
+    from qa_helpers.evaluation.statistics import bootstrap_mean
     from qa_helpers.experiment.catalogue import SCALES, current_scale, method, replay
     from qa_helpers.experiment.record import paired_columns
     from qa_helpers.experiment.record_files import load_records
@@ -57,7 +58,8 @@ _DEFINED_IN = {
         "data.windows": "make_windows",
         "evaluation.metrics": "contained evaluate exact_match f1 normalize_answer string_equality",
         "evaluation.span_answers": "answer",
-        "evaluation.statistics": "bootstrap_mean mcnemar paired_difference",
+        "evaluation.comparisons": "mcnemar paired_difference",
+        "evaluation.statistics": "bootstrap_mean",
         "experiment.catalogue": "SCALES current_scale method replay",
         "experiment.record": "paired_columns",
         "experiment.record_files": "load_records",

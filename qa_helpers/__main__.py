@@ -1,24 +1,26 @@
 """The command line: python -m qa_helpers check | run | sweep | rerun | chain | report | counts | notebooks.
 
-Each has its --help.
-
-Exit codes: 0 done and as expected; 1 done, but something is missing, off or failed; 2 bad input, or a file that cannot
-be written, said in one sentence; 130 stopped by Ctrl-C; 141 whoever read the output, such as `head`, wants no more.
+Each has its --help. Exit codes: 0 done and as expected; 1 done, but something is missing, off or failed; 2 bad input,
+or a file that cannot be written, said in one sentence; 130 stopped by Ctrl-C; 141 whoever read the output, such as
+`head`, wants no more.
 """
 
 import argparse
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from qa_helpers.common.io import CourseError, check_writable, refusal, user_path
+from qa_helpers.common.io import CourseError, check_writable, refusal, user_path, write_atomically
 from qa_helpers.course.first_cell import lacking
 
+RUNS = "runs folder (default: $QA_RUNS_DIR, else runs/)"
 INSTALL = "python -m pip install -r requirements.txt"
 Plan = TypeVar("Plan")
+Command = Callable[[argparse.Namespace], int]
+Add = Callable[[Command], Callable[..., argparse.Action]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,8 +62,8 @@ def _drop_output() -> None:
 def _run_command(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     if getattr(options, "record", None):
-        folder = options.command is run  # else the record is one file
-        check_writable(options.record / "run.json" if folder else options.record)  # rather than after the training
+        # Rather than after the training; a run's record is a folder.
+        check_writable(options.record / "run.json" if options.command is run else options.record)
     return int(options.command(options))
 
 
@@ -69,64 +71,87 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m qa_helpers", description="Fine-tuning for question answering.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
+    def add(function: Command) -> Callable[..., argparse.Action]:
+        """A command of the function's name, with its docstring's first line as help; what gives it arguments."""
+        text = str(function.__doc__).partition("\n")[0]
+        command = commands.add_parser(function.__name__.replace("_", "-"), help=text, description=text)
         command.set_defaults(command=function)
-        return command
+        return command.add_argument
 
-    add("check", check, "Say what this machine can do, what is installed, and which scale suits it.")
-    one = add("run", run, "Run an experiment: train, evaluate, record. A finished one is read back.")
-    one.add_argument("experiment", nargs="?", help="a name that --list shows, or a JSON file that describes one")
-    one.add_argument("--list", action="store_true", help="list the experiments that have names")
-    one.add_argument("--again", action="store_true", help="train again even if there is a result")
-    one.add_argument("--folder", type=user_path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
-    one.add_argument("--record", type=user_path, metavar="DIR", help="also write the record into this folder")
-    many = add("sweep", sweep, "Run lists of experiments, several at a time; finished ones are read back.")
-    words = "a JSON file: a list of experiments or their names; or a pattern of names, as 'class-size-*'"
-    many.add_argument("lists", nargs="+", metavar="LIST", help=words)
-    many.add_argument("--folder", type=user_path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
-    many.add_argument("--records", type=user_path, metavar="DIR", help="also write each run's record into this folder")
-    many.add_argument("--processes", type=_positive, metavar="N", help="experiments at a time (default: one a GPU)")
-    two = add("rerun", rerun, "Run recorded experiments again and compare every score with the recorded one.")
-    two.add_argument("records", nargs="+", metavar="RECORD", type=user_path)
-    two.add_argument("--folder", type=user_path, help="where to write (default: rerun/ in the runs folder)")
-    chain_ = add("chain", chain, "Run a chain of RLHF: reward models, policies, record. What is done is read back.")
-    chain_.add_argument("chain", help="a chain that has a name, such as class-rlhf-seed0, or a JSON file")
-    chain_.add_argument("--folder", type=user_path, help="runs folder, which holds the reference's run, too")
-    chain_.add_argument("--record", type=user_path, help="also write the record to this file")
-    words = "Run a chain of RLHF on a language model: answers, reward model, DPO, GRPO, record. Needs trl."
-    written = add("language-chain", language_chain, words)
-    written.add_argument("chain", help="a chain that has a name, such as quick-language-seed0, or a JSON file")
-    written.add_argument("--folder", type=user_path, help="runs folder (default: $QA_RUNS_DIR, else runs/)")
-    written.add_argument("--record", type=user_path, help="also write the record to this file")
-    three = add("report", report, "Print recorded runs as a Markdown table.")
-    three.add_argument("records", nargs="+", metavar="RECORD", type=user_path)
-    three.add_argument("--picture", type=user_path, help="also draw EM with intervals, a PNG file")
-    three.add_argument("--into", type=user_path, help="replace the table between this file's report marks instead")
-    three.add_argument("--by-recipe", action="store_true", help="a line a recipe: means over its seeds")
-    counted = add("counts", counts, "Count recorded answers as the homework's report may have; writes a file.")
-    counted.add_argument("records", nargs="+", metavar="RECORD", type=user_path)
-    counted.add_argument("--data", default="squad", help="the validation set that they were asked (default: squad)")
-    counted.add_argument("--folder", type=user_path, help="where to write (default: the package's assets)")
-    executed = add(
-        "notebooks", notebooks, "Execute notebooks and write an HTML copy of each; ends with a table of them."
-    )
-    executed.add_argument("files", nargs="*", type=user_path, metavar="FILE", help="default: notebooks/*.ipynb")
-    executed.add_argument("--refresh", action="store_true", help="store the outputs in the notebooks")
-    executed.add_argument("--out", type=user_path, default=Path("build"), help="folder of the HTML copies")
+    add(check)
+    _add_experiments(add)
+    _add_chains(add)
+    _add_reports(add)
+    argument = add(notebooks)
+    argument("files", nargs="*", type=user_path, metavar="FILE", help="default: notebooks/*.ipynb")
+    argument("--refresh", action="store_true", help="store the outputs in the notebooks")
+    argument("--out", type=user_path, default=Path("build"), help="folder of the HTML copies")
     return parser
 
 
+def _add_experiments(add: Add) -> None:
+    argument = add(run)
+    argument("experiment", nargs="?", help="a name that --list shows, or a JSON file that describes one")
+    argument("--list", action="store_true", help="list the experiments that have names")
+    argument("--again", action="store_true", help="train again even if there is a result")
+    argument("--folder", type=user_path, help=RUNS)
+    argument("--record", type=user_path, metavar="DIR", help="also write the record into this folder")
+    argument = add(sweep)
+    words = "a JSON file: a list of experiments or their names; or a pattern of names, as 'class-size-*'"
+    argument("lists", nargs="+", metavar="LIST", help=words)
+    argument("--folder", type=user_path, help=RUNS)
+    argument("--records", type=user_path, metavar="DIR", help="also write each run's record into this folder")
+    argument("--processes", type=_positive, metavar="N", help="experiments at a time (default: one a GPU)")
+    argument = add(rerun)
+    argument("records", nargs="+", metavar="RECORD", type=user_path)
+    argument("--folder", type=user_path, help="where to write (default: rerun/ in the runs folder)")
+
+
+def _add_chains(add: Add) -> None:
+    runs = "runs folder, which holds the reference's run, too"
+    for function, name, text in ((chain, "class-rlhf-seed0", runs), (language_chain, "quick-language-seed0", RUNS)):
+        argument = add(function)
+        argument("chain", help=f"a chain that has a name, such as {name}, or a JSON file")
+        argument("--folder", type=user_path, help=text)
+        argument("--record", type=user_path, help="also write the record to this file")
+
+
+def _add_reports(add: Add) -> None:
+    argument = add(report)
+    argument("records", nargs="+", metavar="RECORD", type=user_path)
+    argument("--picture", type=user_path, help="also draw EM with intervals, a PNG file")
+    argument("--into", type=user_path, help="replace the table between this file's report marks instead")
+    argument("--by-recipe", action="store_true", help="a line a recipe: means over its seeds")
+    argument = add(counts)
+    argument("records", nargs="+", metavar="RECORD", type=user_path)
+    argument("--data", default="squad", help="the validation set that they were asked (default: squad)")
+    argument("--folder", type=user_path, help="where to write (default: the package's assets)")
+
+
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    if int(text) < 1:
         raise ValueError
-    return number
+    return int(text)
 
 
 # ---- commands --------------------------------------------------------------------------------------------------
+def check(options: argparse.Namespace) -> int:
+    """Say what this machine can do, what is installed, and which scale suits it."""
+    if lacks := lacking():  # without these, nothing else can be looked at
+        print(f"{'Python':14} {sys.version.split()[0]}, {sys.executable}")
+        print(f"{'lacking':14} {', '.join(lacks)}")
+        print(f"{'to do':14} in the course's folder, run: {INSTALL}")
+        return 1
+    from qa_helpers.course.check import machine_report
+
+    lines, complete = machine_report()
+    for name, text in lines:
+        print(f"{name:14} {text}")
+    return int(not complete)
+
+
 def run(options: argparse.Namespace) -> int:
-    """Run one experiment and print its scores."""
+    """Run an experiment: train, evaluate, record. A finished one is read back."""
     from qa_helpers.experiment.catalogue import named_experiments
     from qa_helpers.experiment.record_files import write_record
     from qa_helpers.experiment.spec import RecordError, read_experiment
@@ -156,7 +181,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """Run lists of experiments and print a table of their scores; 1 if one failed."""
+    """Run lists of experiments, several at a time; finished ones are read back."""
     from qa_helpers.experiment.sweep import read_experiments, run_sweep
     from qa_helpers.report.tables import format_report
 
@@ -170,7 +195,7 @@ def sweep(options: argparse.Namespace) -> int:
 
 
 def rerun(options: argparse.Namespace) -> int:
-    """Run records again; 1 if a score is off."""
+    """Run recorded experiments again and compare every score with the recorded one."""
     from qa_helpers.experiment import rerun as again
     from qa_helpers.experiment.record_files import read_record, record_folder
 
@@ -180,41 +205,33 @@ def rerun(options: argparse.Namespace) -> int:
         print(f"  {record.experiment.model_dump_json(exclude={'name'})}", flush=True)  # before it is trained
         now, comparisons = again.rerun(record, options.folder, beside=record_folder(path).parent)
         print(f"  {'figure':34} recorded     now  tolerance")
-        for one in comparisons:
-            print(f"  {one.figure:34} {one.recorded:8.2f} {one.now:7.2f} {one.tolerance:10.2f}  {one.verdict}")
-            worst = max(worst, int(one.verdict == "off"))
+        for row in comparisons:
+            print(f"  {row.figure:34} {row.recorded:8.2f} {row.now:7.2f} {row.tolerance:10.2f}  {row.verdict}")
+            worst = max(worst, int(row.verdict == "off"))
         print(f"  {again.changed_in_words(again.changed_answers(record, now))}")
     return worst
 
 
 def chain(options: argparse.Namespace) -> int:
-    """Run one chain of RLHF and print what its reward models and policies are worth."""
-    from qa_helpers.common.io import write_atomically
+    """Run a chain of RLHF: reward models, policies, record. What is done is read back."""
     from qa_helpers.experiment.once import read_as
     from qa_helpers.rlhf.chain import run_chain
     from qa_helpers.rlhf.chain_record import Chain, format_chain, named_chains
 
     plan = _named(options.chain, named_chains()) or read_as(Chain, options.chain)
     result = run_chain(plan, options.folder)
-    if options.record:
-        write_atomically(options.record, result.model_dump_json() + "\n")
-    print(format_chain(result))
-    return 0
+    return _finish(format_chain(result), result.model_dump_json(), options.record)
 
 
 def language_chain(options: argparse.Namespace) -> int:
-    """Run one chain of RLHF on a language model and print what came of it."""
-    from qa_helpers.common.io import write_atomically
+    """Run a chain of RLHF on a language model: answers, reward model, DPO, GRPO, record. Needs trl."""
     from qa_helpers.experiment.once import read_as
     from qa_helpers.rlhf.language.chain import run_language_chain
     from qa_helpers.rlhf.language.record import LanguageChain, format_language_chain, named_language_chains
 
     plan = _named(options.chain, named_language_chains()) or read_as(LanguageChain, options.chain)
     result = run_language_chain(plan, options.folder)
-    if options.record:
-        write_atomically(options.record, result.model_dump_json() + "\n")
-    print(format_language_chain(result))
-    return 0
+    return _finish(format_language_chain(result), result.model_dump_json(), options.record)
 
 
 def _named(asked: str, named: Mapping[str, Plan]) -> Plan | None:
@@ -230,8 +247,15 @@ def _named(asked: str, named: Mapping[str, Plan]) -> Plan | None:
     return named.get(asked)
 
 
+def _finish(words: str, record: str, path: Path | None) -> int:
+    if path:
+        write_atomically(path, record + "\n")
+    print(words)
+    return 0
+
+
 def report(options: argparse.Namespace) -> int:
-    """Print a table of records, or put it into a file."""
+    """Print recorded runs as a Markdown table."""
     from qa_helpers.experiment.record_files import read_record
     from qa_helpers.report.tables import format_recipes, format_report, replace_report
 
@@ -249,7 +273,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def counts(options: argparse.Namespace) -> int:
-    """Count recorded answers in every way that forgives no article, and write the counts to a file."""
+    """Count recorded answers as the homework's report may have; writes a file."""
     from qa_helpers.data.squad import ASSETS
     from qa_helpers.experiment.record_files import read_record, record_folder
     from qa_helpers.report.counts import count_records, write_counts
@@ -260,7 +284,7 @@ def counts(options: argparse.Namespace) -> int:
 
 
 def notebooks(options: argparse.Namespace) -> int:
-    """Execute notebooks and print a table of them; 1 if one failed."""
+    """Execute notebooks and write an HTML copy of each; ends with a table of them."""
     from qa_helpers.course.notebooks import format_table, run_notebooks
 
     paths = options.files or sorted(Path("notebooks").glob("*.ipynb"))
@@ -269,21 +293,6 @@ def notebooks(options: argparse.Namespace) -> int:
     runs = run_notebooks(paths, options.out, refresh=options.refresh)
     print(format_table(runs))
     return int(any(run.error for run in runs))
-
-
-def check(options: argparse.Namespace) -> int:
-    """Print what this machine can do; 1 if something that the quick scale needs is missing."""
-    if lacks := lacking():  # without these, nothing else can be looked at
-        print(f"{'Python':14} {sys.version.split()[0]}, {sys.executable}")
-        print(f"{'lacking':14} {', '.join(lacks)}")
-        print(f"{'to do':14} in the course's folder, run: {INSTALL}")
-        return 1
-    from qa_helpers.course.check import machine_report
-
-    lines, complete = machine_report()
-    for name, text in lines:
-        print(f"{name:14} {text}")
-    return 0 if complete else 1
 
 
 if __name__ == "__main__":

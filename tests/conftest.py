@@ -25,7 +25,8 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def course():
     """CourseQA's training questions, as rows."""
-    from qa_helpers.data.squad import ASSETS, read_squad_file
+    from qa_helpers.data.squad import ASSETS
+    from qa_helpers.data.squad_file import read_squad_file
 
     return read_squad_file(ASSETS / "courseqa" / "train.json")
 

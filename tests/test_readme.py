@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qa_helpers.evaluation.statistics import paired_difference
+from qa_helpers.evaluation.comparisons import paired_difference
 from qa_helpers.experiment.record_files import read_record
 from qa_helpers.report.tables import REPORT_MARKS, format_report
 

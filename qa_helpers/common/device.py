@@ -1,14 +1,12 @@
-"""What this machine is and can do: its device, number formats, memory; and keeping libraries quiet on it."""
+"""What this machine is and can do: its device, number formats, memory; and how far work on it is."""
 
 import contextlib
 import ctypes
 import gc
-import logging
 import os
 import platform
 import random
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
@@ -20,25 +18,6 @@ from torch import nn
 from qa_helpers.common.io import CourseError
 
 MIB = 2**20
-
-
-def quiet() -> None:
-    """Silence the progress bars and warnings of transformers, datasets, trl and the Hub client; errors still show.
-
-    The one place where the package does this. What a reader must know of the silenced text (that a span head is
-    newly initialised, say) the notebooks say in words.
-    """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning at every fork
-    import datasets
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    for name in ("huggingface_hub", "trl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets|huggingface_hub|peft|trl)(\.|$)")
 
 
 def progress_bar(*iterable: Any, **options: Any) -> Any:

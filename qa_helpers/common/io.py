@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,6 +72,26 @@ def read_json(path: Path | str, error: type[CourseError] = CourseError, form: st
         name = str(path)
         raise error(f"{name if len(name) <= 300 else name[:300] + '…'}: {what}") from None
 
+    text = _read_text(path, fail)
+    try:
+        value = json.loads(text, parse_constant=lambda name: fail(f"holds {name}, which is not JSON"))
+        if _SURROGATE.search(text) and (words := half_character(json.dumps(value, ensure_ascii=False))):
+            fail(words)
+        return value
+    except json.JSONDecodeError as problem:
+        if problem.msg == "Extra data" and problem.colno == 1 and text[problem.pos] in "{[":
+            another = f"another begins at line {problem.lineno}"
+            fail(f"seems to be JSON Lines, a value a line ({another}); write it as {form}")
+        fail(f"is not valid JSON at line {problem.lineno}, column {problem.colno}: {problem.msg}")
+    except RecursionError:
+        fail("is nested too deeply to be a data file of this course")
+    except ValueError as problem:
+        if isinstance(problem, CourseError):
+            raise
+        fail(f"is not valid JSON: {problem}")  # an integer of thousands of digits
+
+
+def _read_text(path: Path | str, fail: Callable[[str], NoReturn]) -> str:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -83,27 +103,9 @@ def read_json(path: Path | str, error: type[CourseError] = CourseError, form: st
     if words := other_kind(content):
         fail(words)
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         fail(f"is not UTF-8 text (byte {problem.start}); save it as UTF-8")
-    del content  # as large as the text
-    try:
-        value = json.loads(text, parse_constant=lambda name: fail(f"holds {name}, which is not JSON"))
-        if _SURROGATE.search(text) and (words := half_character(json.dumps(value, ensure_ascii=False))):
-            fail(words)
-        return value
-    except json.JSONDecodeError as problem:
-        if problem.msg == "Extra data" and problem.colno == 1 and text[problem.pos] in "{[":
-            fail(
-                f"seems to be JSON Lines, a value a line (another begins at line {problem.lineno}); write it as {form}"
-            )
-        fail(f"is not valid JSON at line {problem.lineno}, column {problem.colno}: {problem.msg}")
-    except RecursionError:
-        fail("is nested too deeply to be a data file of this course")
-    except ValueError as problem:
-        if isinstance(problem, CourseError):
-            raise
-        fail(f"is not valid JSON: {problem}")  # an integer of thousands of digits
 
 
 # ---- paths and writing -----------------------------------------------------------------------------------------

@@ -21,12 +21,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from qa_helpers.data.rows import DataError, check_text
+from qa_helpers.data.rows import DataError, Row, check_text
 from qa_helpers.data.squad import Sampling, choose, load_qa
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # A question word and not the tokenizer's mask: no real question holds a mask, so that what is learned of it would be
 # of no use afterwards; and it is the same question for every model.
@@ -53,7 +56,7 @@ class Occurrence(NamedTuple):
     sentence: int
 
 
-def cloze_questions(passages: Iterable[str], seed: int = 0) -> list[dict[str, Any]]:
+def cloze_questions(passages: Iterable[str], seed: int = 0) -> list[Row]:
     """A question for each span that recurs in a passage, as rows in SQuAD's form (see the module's head).
 
     Which sentence is asked, and which of the answers stands first (the label of an ordinary training), is drawn by
@@ -66,7 +69,7 @@ def cloze_questions(passages: Iterable[str], seed: int = 0) -> list[dict[str, An
     if isinstance(passages, str):
         raise DataError("one text was given instead of a list of passages; put it into a list")
     random = np.random.default_rng(seed)
-    rows = []
+    rows: list[Row] = []
     for number, passage in enumerate(passages):
         check_text(passage, f"passage {number}")
         sentences = _sentences(passage)
@@ -77,7 +80,7 @@ def cloze_questions(passages: Iterable[str], seed: int = 0) -> list[dict[str, An
     return rows
 
 
-def load_cloze(name: str, limit: int | None = None, sampling: Sampling = "first", seed: int = 0) -> Any:
+def load_cloze(name: str, limit: int | None = None, sampling: Sampling = "first", seed: int = 0) -> "Dataset":
     """Cloze questions of a data set's training passages (of no validation passage), as `squad.load_qa` gives them.
 
     Args:
@@ -134,7 +137,7 @@ def _sentences(passage: str) -> list[tuple[int, int]]:
 
 def _ask(
     passage: str, sentences: list[tuple[int, int]], occurrences: list[Occurrence], random: np.random.Generator
-) -> dict[str, Any] | None:
+) -> Row | None:
     """Context, question and answers for a span at these places, or None where no sentence of it can be asked."""
     in_sentence = Counter(occurrence.sentence for occurrence in occurrences)
     once = [occurrence for occurrence in occurrences if in_sentence[occurrence.sentence] == 1]

@@ -38,7 +38,7 @@ class DataError(CourseError):
     """A data set that cannot be found or is not in SQuAD's form, or rows that no model can be asked or scored on."""
 
 
-def check_rows(rows: Iterable[Mapping[str, Any]]) -> list[Any]:
+def check_rows(rows: Iterable[Row]) -> list[Row]:
     """The rows as a list, each of which a model can be asked, and whose answers, where it has any, are in place.
 
     Raises:
@@ -50,7 +50,7 @@ def check_rows(rows: Iterable[Mapping[str, Any]]) -> list[Any]:
     return rows
 
 
-def check_row(row: Mapping[str, Any], where: str) -> None:
+def check_row(row: Row, where: str) -> None:
     """Check one row, which a `DataError` calls `where`."""
     for name in ("question", "context"):
         if name not in row:
@@ -67,7 +67,7 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
         _check_place(text, start, row["context"], where)
 
 
-def row_id(row: Mapping[str, Any], number: int) -> str:
+def row_id(row: Row, number: int) -> str:
     """The id of a row as text; its place in the list where it has none.
 
     Raises:
@@ -82,7 +82,7 @@ def row_id(row: Mapping[str, Any], number: int) -> str:
     return str(id)
 
 
-def given_answers(row: Mapping[str, Any], where: str) -> list[str]:
+def given_answers(row: Row, where: str) -> list[str]:
     """The texts of the answers that a row gives: at least one, none of them empty.
 
     Raises:

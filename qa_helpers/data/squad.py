@@ -15,15 +15,19 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qa_helpers.common.io import hub_is_off, read_json, user_path
-from qa_helpers.data.rows import NO_ANSWER, DataError, check_row, short
+from qa_helpers.common.io import hub_is_off, user_path
+from qa_helpers.common.quiet import quiet
+from qa_helpers.data.rows import DataError, Row, short
+from qa_helpers.data.squad_file import read_squad_file
+
+if TYPE_CHECKING:  # reading data needs neither it nor torch
+    from datasets import Dataset
 
 ASSETS = Path(__file__).parents[1] / "assets"
 HUB_NAME = {"squad": "rajpurkar/squad"}  # the bare name "squad" no longer loads
@@ -31,126 +35,10 @@ FILE_NAMES = {"train": ("train-v1.1.json", "train.json"), "validation": ("dev-v1
 
 Split = Literal["train", "validation"]
 Sampling = Literal["first", "random"]
-Model = TypeVar("Model", bound=BaseModel)
-
-
 AT_ONCE = 10_000  # rows made into a part of a data set: more take more memory for a moment
 
-# ---- the file format -------------------------------------------------------------------------------------------
-FORM = (
-    '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers": '
-    '[{"text", "answer_start"}]}]}]}]}'
-)
-_Text = Annotated[str, Field(min_length=1)]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Answer(_Strict):
-    text: _Text
-    answer_start: Annotated[int, Field(ge=0)]
-
-
-class _Question(_Strict):
-    id: _Text
-    question: _Text
-    answers: Annotated[list[_Answer], Field(min_length=1)]
-    is_impossible: Literal[False] = False  # SQuAD 2.0's
-
-
-class _Paragraph(_Strict):
-    context: _Text
-    qas: list[_Question]
-
-
-class _Article(_Strict):
-    title: str
-    paragraphs: list[_Paragraph]
-
-
-class _File(_Strict):
-    data: list[Any]
-
-
-def read_squad_file(path: Path | str) -> list[dict[str, Any]]:
-    """Read one SQuAD 1.1 JSON file into rows (see the module's head), checking every one.
-
-    Raises:
-        DataError: naming the file, the article, the question's id and what is wrong, if the file does not parse,
-            is too large, lacks a field, holds a wrong type or an empty text, repeats an id, or an answer is not where
-            `answer_start` says; of another form, what it seems to be.
-    """
-    from qa_helpers.common.device import progress_bar
-
-    raw = read_json(path, DataError, FORM)
-    if isinstance(raw, list):
-        raise DataError(f"{path}: holds a list at its top; write it as {FORM}")
-    rows: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    articles = _validated(_File, raw, raw, (), path).data
-    for number, item in enumerate(progress_bar(articles, desc=f"checking {short(str(path))}", unit="article", delay=1)):
-        if isinstance(item, dict) and {"context", "question"} <= item.keys():
-            raise DataError(f"{path}: data[{number}] is a flat row, a question with its passage; write it as {FORM}")
-        for row in _rows(_validated(_Article, item, raw, ("data", number), path)):
-            where = f"{path}: article '{short(row['title'])}', question '{short(row['id'])}'"
-            if row["id"] in seen:
-                raise DataError(f"{where}: the id is used twice; ids must be unique")
-            seen.add(row["id"])
-            check_row(row, where)
-            rows.append(row)
-    if not rows:
-        raise DataError(f"{path}: holds no question")
-    return rows
-
-
-def _validated(form: type[Model], item: Any, raw: Any, location: tuple[int | str, ...], path: Path | str) -> Model:
-    """A part of the file, which lies at `location` in it, in its form."""
-    try:
-        return form.model_validate(item)
-    except ValidationError as problem:
-        first = problem.errors(include_url=False)[0]
-        field = first["loc"][-1:]
-        unanswerable = field == ("is_impossible",) or (field == ("answers",) and first["type"] == "too_short")
-        what = NO_ANSWER if unanswerable else first["msg"]
-        raise DataError(f"{path}: {_place(raw, location + first['loc'])}: {what}") from None
-    except RecursionError:
-        raise DataError(f"{path}: is nested too deeply to be in SQuAD's form") from None
-
-
-def _rows(article: _Article) -> Iterator[dict[str, Any]]:
-    for paragraph in article.paragraphs:
-        for qa in paragraph.qas:
-            yield {
-                "id": qa.id,
-                "title": article.title,
-                "context": paragraph.context,
-                "question": qa.question,
-                "answers": {
-                    "text": [answer.text for answer in qa.answers],
-                    "answer_start": [answer.answer_start for answer in qa.answers],
-                },
-            }
-
-
-def _place(raw: Any, location: tuple[int | str, ...]) -> str:
-    """Where in the file an error lies, as `data[0] 'Title' paragraphs[1] qas[2] 'id' answers`."""
-    words: list[str] = []
-    for step in location:
-        if isinstance(step, int):
-            words[-1] += f"[{step}]"
-        else:
-            words.append(str(step))
-        inside = step in raw if isinstance(raw, dict) else isinstance(raw, list) and isinstance(step, int)
-        raw = raw[step] if inside else None
-        if isinstance(raw, dict):
-            name = raw.get("title", raw.get("id"))
-            words += [f"'{short(name)}'"] if isinstance(name, str) else []
-    return " ".join(words) or "the file"
-
-
-# ---- loading by name -------------------------------------------------------------------------------------------
+@quiet()
 def load_qa(
     name: str = "courseqa",
     split: Split | None = None,
@@ -158,7 +46,7 @@ def load_qa(
     sampling: Sampling = "first",
     seed: int = 0,
     per_passage: int | None = None,
-) -> Any:
+) -> "Dataset":
     """Load a question-answering data set as a `datasets.Dataset` with SQuAD's columns.
 
     Args:
@@ -173,11 +61,6 @@ def load_qa(
         DataError: if the data set is not found (saying where it was looked for and what mends it), does not hold
             `limit` questions, or is not in SQuAD's form.
     """
-    import datasets
-
-    from qa_helpers.common.device import quiet
-
-    quiet()
     if split not in (None, "train", "validation"):
         raise DataError(f"there is no split '{split}'; use 'train' or 'validation'")
     if sampling not in ("first", "random"):
@@ -188,30 +71,31 @@ def load_qa(
     if path is None:
         dataset = _load_from_hub(HUB_NAME[name], split or "train")
     else:
-        dataset = _as_dataset(read_squad_file(path), split and datasets.Split(split))
+        dataset = _as_dataset(read_squad_file(path), split)
     if limit is None and per_passage is None:
         return dataset
     return choose(dataset, name, limit, sampling, seed, per_passage)
 
 
-def _as_dataset(rows: Sequence[dict[str, Any]], split: Any) -> Any:
+def _as_dataset(rows: Sequence[Row], split: Split | None) -> "Dataset":
     import datasets
 
     from qa_helpers.common.device import progress_bar
 
     starts = progress_bar(range(0, len(rows), AT_ONCE), desc="loading", unit="part", delay=1)
-    parts = [datasets.Dataset.from_list(rows[at : at + AT_ONCE], split=split) for at in starts]
+    named = split and datasets.Split(split)
+    parts = [datasets.Dataset.from_list(rows[at : at + AT_ONCE], split=named) for at in starts]
     return datasets.concatenate_datasets(parts)
 
 
 def choose(
-    dataset: Any,
+    dataset: "Dataset",
     name: str,
     limit: int | None,
     sampling: Sampling = "first",
     seed: int = 0,
     per_passage: int | None = None,
-) -> Any:
+) -> "Dataset":
     """Some of a data set's questions.
 
     Args:
@@ -292,7 +176,7 @@ def _file_in(folder: Path, split: Split | None) -> Path:
     )
 
 
-def _load_from_hub(hub_name: str, split: str) -> Any:
+def _load_from_hub(hub_name: str, split: str) -> "Dataset":
     import datasets
 
     try:
@@ -307,10 +191,10 @@ def _load_from_hub(hub_name: str, split: str) -> Any:
         ) from problem
 
 
-def fingerprint(dataset: Any) -> str:
+def fingerprint(rows: Iterable[Row]) -> str:
     """16 hexadecimal digits that change with any id, passage, question or answer, or with their order."""
     digest = hashlib.sha256()
-    for row in dataset:
+    for row in rows:
         answers = list(zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True))
         fields = [row["id"], row["context"], row["question"], answers]
         digest.update(json.dumps(fields, ensure_ascii=False).encode())

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import groupby
-from typing import Any
 
 import numpy as np
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from qa_helpers.common.io import ModelError
-from qa_helpers.data.squad import DataError
+from qa_helpers.data.rows import DataError, GivenAnswers, Row
 
 MAX_LENGTH = 384  # tokens a window; BERT's choice for SQuAD
 STRIDE = 128  # tokens that consecutive windows of one passage share (in BERT's own script: the step between them)
@@ -53,7 +53,7 @@ class Window:
         return self.spans[0][1]
 
     def __len__(self) -> int:
-        """Tokens in the window."""
+        """Tokens in the window, special ones counted."""
         return len(self.inputs["input_ids"])
 
     def characters(self, start: int, end: int) -> tuple[int, int]:
@@ -62,7 +62,7 @@ class Window:
 
 
 def make_windows(
-    rows: Iterable[dict[str, Any]], tokenizer: Any, max_length: int = MAX_LENGTH, stride: int = STRIDE
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast, max_length: int = MAX_LENGTH, stride: int = STRIDE
 ) -> list[Window]:
     """Cut questions and passages into windows, in the questions' order.
 
@@ -88,9 +88,35 @@ def make_windows(
     return windows
 
 
-def _cut(rows: Sequence[dict[str, Any]], number: int, tokenizer: Any, max_length: int, stride: int) -> list[Window]:
+def _cut(
+    rows: Sequence[Row], number: int, tokenizer: PreTrainedTokenizerFast, max_length: int, stride: int
+) -> list[Window]:
     """The windows of some questions, of which the first has this number in the data set."""
-    encoded = tokenizer(
+    encoded = _encode(rows, tokenizer, max_length, stride)
+    texts = [_text_positions(encoded.sequence_ids(i)) for i in range(len(encoded["input_ids"]))]
+    _replace_control_tokens(encoded, texts, rows, tokenizer)
+    names = [name for name in tokenizer.model_input_names if name in encoded]
+    samples = encoded["overflow_to_sample_mapping"]
+    groups = [list(group) for _, group in groupby(range(len(samples)), key=samples.__getitem__)]  # a row's windows
+    passages = _passage_tokens(encoded, [[(i, texts[i][1]) for i in group] for group in groups], rows, stride)
+    windows = []
+    for question, (row, group, tokens) in enumerate(zip(rows, groups, passages, strict=True), number):
+        begin = 0  # the number in the passage of the window's first token
+        for i in group:
+            first, end = texts[i][1].start, begin + len(texts[i][1])
+            # An answer is whole here between the end of the token before this window and the start of the one after.
+            low = tokens[begin - 1, 1] if begin else 0
+            high = tokens[end, 0] if end < len(tokens) else len(row["context"])
+            spans = _answer_spans(row.get("answers"), tokens[begin:end], first, low, high)
+            inputs = {name: encoded[name][i] for name in names}
+            windows.append(Window(question, inputs, first, tokens[begin:end], spans))
+            begin = end - stride
+    return windows
+
+
+def _encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, max_length: int, stride: int) -> BatchEncoding:
+    """All windows' tokens, each with the number of its row (from 0) and its tokens' characters."""
+    encoded: BatchEncoding = tokenizer(
         [row["question"] for row in rows],
         [row["context"] for row in rows],
         truncation="only_second",
@@ -102,29 +128,11 @@ def _cut(rows: Sequence[dict[str, Any]], number: int, tokenizer: Any, max_length
         return_offsets_mapping=True,
         split_special_tokens=True,  # "[SEP]" in a text is five letters, no control token
     )
-    texts = [_text_positions(encoded.sequence_ids(i)) for i in range(len(encoded["input_ids"]))]
-    _replace_control_tokens(encoded, texts, rows, tokenizer)
-    names = [name for name in tokenizer.model_input_names if name in encoded]
-    samples = encoded["overflow_to_sample_mapping"]
-    groups = [list(group) for _, group in groupby(range(len(samples)), key=samples.__getitem__)]  # a row's windows
-    passages = _passage_tokens(encoded, [[(i, texts[i][1]) for i in group] for group in groups], rows, stride)
-    windows = []
-    for place_in_chunk, (row, group, tokens) in enumerate(zip(rows, groups, passages, strict=True)):
-        begin = 0  # the number in the passage of the window's first token
-        for i in group:
-            first, end = texts[i][1].start, begin + len(texts[i][1])
-            # An answer is whole here between the end of the token before this window and the start of the one after.
-            low = tokens[begin - 1, 1] if begin else 0
-            high = tokens[end, 0] if end < len(tokens) else len(row["context"])
-            spans = _answer_spans(row.get("answers"), tokens[begin:end], first, low, high)
-            inputs = {name: encoded[name][i] for name in names}
-            windows.append(Window(number + place_in_chunk, inputs, first, tokens[begin:end], spans))
-            begin = end - stride
-    return windows
+    return encoded
 
 
 def _passage_tokens(
-    encoded: Any, groups: Sequence[Sequence[tuple[int, range]]], rows: Sequence[dict[str, Any]], stride: int
+    encoded: BatchEncoding, groups: Sequence[Sequence[tuple[int, range]]], rows: Sequence[Row], stride: int
 ) -> list[np.ndarray]:
     """The characters of all tokens of each row's passage, (tokens, 2) each; `groups` are where they lie in windows."""
     shifts = np.cumsum([0, *(len(row["context"]) + 1 for row in rows)])
@@ -143,7 +151,7 @@ def _passage_tokens(
     return [part - shift for part, shift in zip(parts, shifts, strict=False)]
 
 
-def _check_ends(rows: Sequence[dict[str, Any]], passages: Sequence[np.ndarray]) -> None:
+def _check_ends(rows: Sequence[Row], passages: Sequence[np.ndarray]) -> None:
     """Name the version of the tokenizers package where it loses more than a word at the end of a passage.
 
     Raises:
@@ -168,7 +176,10 @@ def _text_positions(sequence: list[int | None]) -> tuple[range, range]:
 
 
 def _replace_control_tokens(
-    encoded: Any, texts: Sequence[tuple[range, range]], rows: Sequence[dict[str, Any]], tokenizer: Any
+    encoded: BatchEncoding,
+    texts: Sequence[tuple[range, range]],
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     """Put the unknown token where a vocabulary makes a control token of a text's letters, as SentencePiece's do.
 
@@ -242,7 +253,7 @@ def _continues(before: str, character: str) -> bool:
     return len(composed) < len(unicodedata.normalize("NFKC", before)) + len(apart)
 
 
-def _check_lengths(rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int, stride: int) -> None:
+def _check_lengths(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, max_length: int, stride: int) -> None:
     """Refuse questions beside which windows would step through the passage by less than half their stride."""
     most = max_length - stride - tokenizer.num_special_tokens_to_add(pair=True) - max(1, stride // 2)
     texts = [row["question"] for row in rows]
@@ -256,7 +267,7 @@ def _check_lengths(rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: i
 
 
 def _answer_spans(
-    answers: dict[str, list[Any]] | None, offsets: np.ndarray, first: int, low: int, high: int
+    answers: GivenAnswers | None, offsets: np.ndarray, first: int, low: int, high: int
 ) -> list[tuple[int, int]]:
     """Positions of each answer's first and last token, (0, 0) if it is not within characters `low` to `high`."""
     if not answers:
@@ -276,6 +287,6 @@ def _answer_tokens(begin: int, end: int, offsets: np.ndarray, first: int, low: i
     return (first + start_token, first + end_token) if start_token <= end_token else (0, 0)
 
 
-def training_features(windows: Iterable[Window]) -> list[dict[str, Any]]:
+def training_features(windows: Iterable[Window]) -> list[dict[str, list[int] | int]]:
     """Windows as the inputs of a model's forward call, labels included, one dictionary of lists a window."""
     return [window.inputs | {"start_positions": window.start, "end_positions": window.end} for window in windows]

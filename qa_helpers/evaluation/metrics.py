@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qa_helpers.common.io import read_json
-from qa_helpers.data.rows import DataError, given_answers, matched, row_id
+from qa_helpers.data.rows import DataError, Row, given_answers, matched, row_id
 from qa_helpers.data.squad import ASSETS
 
 if TYPE_CHECKING:  # metrics of text need no torch
@@ -103,7 +103,7 @@ class Result:
     category: str
 
 
-def evaluate(predictions: Iterable["Prediction"], rows: Iterable[dict[str, Any]]) -> list[Result]:
+def evaluate(predictions: Iterable["Prediction"], rows: Iterable[Row]) -> list[Result]:
     """Score predictions against the rows they answer, in the rows' order.
 
     Raises:
@@ -189,7 +189,7 @@ class Agreement(NamedTuple):
     f1: np.ndarray
 
 
-def human_ceiling(rows: Iterable[dict[str, Any]]) -> Agreement:
+def human_ceiling(rows: Iterable[Row]) -> Agreement:
     """How well people would score: each annotator's answer against the others', averaged over annotators.
 
     SQuAD's authors took the second answer alone as the human one, against the others (Rajpurkar et al. 2016,
@@ -208,7 +208,7 @@ def human_ceiling(rows: Iterable[dict[str, Any]]) -> Agreement:
     return _without_one(rows, [_given(row, number) for number, row in enumerate(rows)])
 
 
-def score_without_one(predictions: Iterable[str], rows: Iterable[dict[str, Any]]) -> Agreement:
+def score_without_one(predictions: Iterable[str], rows: Iterable[Row]) -> Agreement:
     """A model's score by the rule of `human_ceiling`: against all given answers but one, averaged over which one.
 
     Raises:
@@ -219,11 +219,11 @@ def score_without_one(predictions: Iterable[str], rows: Iterable[dict[str, Any]]
     return _without_one(rows, texts)
 
 
-def _given(row: dict[str, Any], number: int) -> list[str]:
+def _given(row: Row, number: int) -> list[str]:
     return given_answers(row, f"question '{row_id(row, number)}'")
 
 
-def _without_one(rows: Sequence[dict[str, Any]], guesses: Sequence[Sequence[str]]) -> Agreement:
+def _without_one(rows: Sequence[Row], guesses: Sequence[Sequence[str]]) -> Agreement:
     """Scores of each row's guesses, the i-th against all given answers but the i-th."""
     ids, em, word_overlap = [], [], []
     for number, (row, texts) in enumerate(zip(rows, guesses, strict=True)):

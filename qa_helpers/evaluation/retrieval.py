@@ -5,13 +5,13 @@ one with the largest inner product. MiniLM was trained for this. Source: Reimers
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from qa_helpers.common.device import autocast, evaluation_mode, longest_first, progress_bar
-from qa_helpers.data.rows import DataError, check_rows, check_text, row_id
+from qa_helpers.data.rows import DataError, Row, check_rows, check_text, row_id
 from qa_helpers.model.trainable import encoder
 
 MAX_TOKENS = 256  # the rest of a longer text is cut off, as MiniLM's publishers do
@@ -19,7 +19,9 @@ BATCH_SIZE = 32  # texts a forward call
 
 
 @torch.inference_mode()
-def embed(model: nn.Module, tokenizer: Any, texts: Sequence[str], progress: str = "reading") -> torch.Tensor:
+def embed(
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], progress: str = "reading"
+) -> torch.Tensor:
     """Embeddings of texts, (texts, hidden size), each of length one, float32 on the CPU.
 
     Raises:
@@ -67,7 +69,7 @@ def ranks(question_embeddings: torch.Tensor, passage_embeddings: torch.Tensor, r
 
 
 def retrieval_ranks(
-    model: nn.Module, tokenizer: Any, rows: Iterable[dict[str, Any]], passages: Sequence[str]
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, rows: Iterable[Row], passages: Sequence[str]
 ) -> list[int]:
     """How each question ranks its own passage among `passages`, see `ranks`.
 

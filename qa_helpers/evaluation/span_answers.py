@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from qa_helpers.common.device import autocast, evaluation_mode, longest_first, progress_bar
 from qa_helpers.common.io import ModelError
-from qa_helpers.data.rows import check_rows, row_id
+from qa_helpers.data.rows import Row, check_rows, row_id
 from qa_helpers.data.windows import MAX_LENGTH, STRIDE, Window, make_windows
 
 MAX_ANSWER_TOKENS = 30  # the usual limit; SQuAD answers of the validation set have a median of 2 words
@@ -18,7 +19,7 @@ BATCH_SIZE = 32  # windows a forward call
 
 
 class Span(NamedTuple):
-    """A candidate answer."""
+    """A candidate answer: characters of the passage that a model points at."""
 
     text: str
     start: int  # character in the passage
@@ -49,7 +50,7 @@ class Prediction:
 
     @property
     def text(self) -> str:
-        """The answer."""
+        """The answer; empty where no span was allowed."""
         return self.n_best[0].text if self.n_best else ""
 
     @property
@@ -113,7 +114,7 @@ def _log_total(start_logits: torch.Tensor, padded_end_logits: torch.Tensor, max_
 def window_logits(
     model: nn.Module,
     windows: Sequence[Window],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     batch_size: int = BATCH_SIZE,
     progress: str = "answering",
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
@@ -155,8 +156,8 @@ class Answers(NamedTuple):
 
 def answer(
     model: nn.Module,
-    tokenizer: Any,
-    rows: Iterable[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Iterable[Row],
     n_best: int = 20,
     max_length: int = MAX_LENGTH,
     stride: int = STRIDE,
@@ -251,7 +252,7 @@ def _softmax(logits: Sequence[float]) -> list[float]:
     return shares
 
 
-def out_of_reach(rows: Iterable[dict[str, Any]], tokenizer: Any) -> int:
+def out_of_reach(rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast) -> int:
     """How many questions have no given answer that is a span of at most `MAX_ANSWER_TOKENS` tokens.
 
     No answer of a model equals one that is given for these, but for what normalising takes away.

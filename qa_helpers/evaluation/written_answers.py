@@ -11,18 +11,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from qa_helpers.common.device import evaluation_mode, has_native_bf16, longest_first, progress_bar
 from qa_helpers.common.io import ModelError
-from qa_helpers.data.rows import DataError, check_rows, given_answers, row_id
+from qa_helpers.common.quiet import quiet
+from qa_helpers.data.rows import DataError, Row, check_rows, given_answers, row_id
 from qa_helpers.evaluation.span_answers import Answers, Prediction, Span
 from qa_helpers.model import load, trainable
 from qa_helpers.model.load import PACKAGED
 
 REQUEST = "{context}\n\nQuestion: {question}\nAnswer with a few words from the text above, nothing else."
-TEMPLATE_OPTIONS = {
-    "sanitize_control_tokens": True
-}  # what a passage says is text, also where it spells a control token
+# What a passage says is text, also where it spells a control token.
+TEMPLATE_OPTIONS: dict[str, Any] = {"sanitize_control_tokens": True}
 IGNORED = -100  # the label that the loss leaves out
 MAX_PROMPT = 2048  # tokens; SQuAD's longest passages take about 900
 MAX_NEW_TOKENS = 32  # as many as an answer span may have, and the end
@@ -30,6 +31,7 @@ BATCH_SIZE = 16
 
 
 # ---- loading ---------------------------------------------------------------------------------------------------
+@quiet()
 def load_language_model(name: str = "smollm2") -> nn.Module:
     """A causal language model: the packaged SmolLM2, a Hub id or a folder, in bfloat16 where that is native.
 
@@ -38,10 +40,6 @@ def load_language_model(name: str = "smollm2") -> nn.Module:
     Raises:
         ModelError: if it cannot be loaded or is no language model.
     """
-    from transformers import AutoModelForCausalLM, GgufConfig, modeling_gguf_pytorch_utils
-
-    # In notebooks, transformers' own bar over a GGUF file's tensors does not heed TQDM_DISABLE.
-    modeling_gguf_pytorch_utils.tqdm = progress_bar
     base = trainable.adapter_base(name)
     if base is not None:
         return trainable.attach_adapter(load_language_model(base), name).eval()
@@ -49,25 +47,26 @@ def load_language_model(name: str = "smollm2") -> nn.Module:
     if _is_gguf(name):  # as plain weights, which can be trained and saved
         options = {"gguf_file": PACKAGED[name].file, "quantization_config": GgufConfig(dequantize=True)}
     dtype = torch.bfloat16 if has_native_bf16() else torch.float32
-    model, info = load.from_pretrained(AutoModelForCausalLM, name, dtype=dtype, output_loading_info=True, **options)
+    loaded, info = load.from_pretrained(AutoModelForCausalLM, name, dtype=dtype, output_loading_info=True, **options)
     if info["missing_keys"]:
         raise ModelError(f"'{name}' lacks a language model's weights ({min(info['missing_keys'])}); choose another")
     # Of a slice of the hidden states and frozen weights, torch makes a batch of products and copies the weights for
     # each of its rows: 54 MiB a question here.
+    model: PreTrainedModel = loaded
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    return model.eval()  # type: ignore[no-any-return]
+    model.eval()
+    return model
 
 
-def load_chat_tokenizer(name: str = "smollm2") -> Any:
+@quiet()
+def load_chat_tokenizer(name: str = "smollm2") -> PreTrainedTokenizerFast:
     """The tokenizer of a language model, padding on the left so that what is generated follows the prompt.
 
     Raises:
         ModelError: if there is none, or it has no chat template.
     """
-    from transformers import AutoTokenizer
-
     options = {"gguf_file": PACKAGED[name].file} if _is_gguf(name) else {}
-    tokenizer = load.from_pretrained(AutoTokenizer, name, padding_side="left", **options)
+    tokenizer: PreTrainedTokenizerFast = load.from_pretrained(AutoTokenizer, name, padding_side="left", **options)
     if not tokenizer.chat_template:
         raise ModelError(f"'{name}' has no chat template, so it was not trained to take requests; choose another")
     if tokenizer.pad_token_id is None:
@@ -88,16 +87,18 @@ class NextToken(NamedTuple):
 
 
 @torch.inference_mode()
-def next_tokens(model: nn.Module, tokenizer: Any, text: str, count: int = 5) -> list[NextToken]:
+def next_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerFast, text: str, count: int = 5) -> list[NextToken]:
     """The likeliest next tokens of a text, the best first."""
     ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)], device=_device(model))
     probabilities = model(ids).logits[0, -1].float().softmax(0)
     best = probabilities.topk(count)
-    return [NextToken(tokenizer.decode(int(i)), float(p)) for p, i in zip(*best, strict=True)]
+    return [NextToken(str(tokenizer.decode(int(i))), float(p)) for p, i in zip(*best, strict=True)]
 
 
 @torch.inference_mode()
-def continuation_probability(model: nn.Module, tokenizer: Any, text: str, continuation: str) -> float:
+def continuation_probability(
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, text: str, continuation: str
+) -> float:
     """The probability that `text` goes on with just this continuation: the product over its tokens."""
     start, rest = (tokenizer.encode(part, add_special_tokens=False) for part in (text, continuation))
     ids = torch.tensor([start + rest], device=_device(model))
@@ -114,12 +115,12 @@ class Written(NamedTuple):
     log_probability: float  # of all its tokens together, by the model that wrote it, in nats
 
 
-def prompt_messages(row: dict[str, Any]) -> list[dict[str, str]]:
+def prompt_messages(row: Row) -> list[dict[str, str]]:
     """A question and its passage as the messages that the chat template takes: one, the user's."""
     return [{"role": "user", "content": REQUEST.format(context=row["context"], question=row["question"])}]
 
 
-def prompt_tokens(tokenizer: Any, row: dict[str, Any]) -> list[int]:
+def prompt_tokens(tokenizer: PreTrainedTokenizerFast, row: Row) -> list[int]:
     """A question and its passage as the tokens after which the model's answer begins.
 
     Text in them that spells one of the template's control tokens is read as text.
@@ -127,9 +128,10 @@ def prompt_tokens(tokenizer: Any, row: dict[str, Any]) -> list[int]:
     Raises:
         DataError: if they take more than `MAX_PROMPT` tokens.
     """
-    ids: list[int] = tokenizer.apply_chat_template(
+    encoded: Any = tokenizer.apply_chat_template(
         prompt_messages(row), add_generation_prompt=True, return_dict=False, **TEMPLATE_OPTIONS
     )
+    ids: list[int] = encoded
     if len(ids) > MAX_PROMPT:
         raise DataError(
             f"question '{row.get('id', row['question'][:40])}' and its passage take {len(ids)} tokens, more than the "
@@ -140,8 +142,8 @@ def prompt_tokens(tokenizer: Any, row: dict[str, Any]) -> list[int]:
 
 def answer(
     model: nn.Module,
-    tokenizer: Any,
-    rows: Iterable[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Iterable[Row],
     batch_size: int = BATCH_SIZE,
     progress: str = "answering",
 ) -> Answers:
@@ -165,7 +167,8 @@ def answer(
     predictions: list[Prediction | None] = [None] * len(rows)
     with evaluation_mode(model), progress_bar(total=len(rows), desc=progress, unit="question") as bar:
         for chosen in longest_first([len(prompt) for prompt in prompts], batch_size):
-            written = _generate(model, tokenizer, [prompts[i] for i in chosen])
+            batch = tokenizer.pad({"input_ids": [prompts[i] for i in chosen]}, return_tensors="pt")
+            written = generate(model, tokenizer, batch.to(_device(model)))
             for i, (_, text, log_probability) in zip(chosen, written, strict=True):
                 start = rows[i]["context"].find(text)
                 span = Span(text, start, log_probability, math.exp(log_probability))
@@ -174,14 +177,14 @@ def answer(
     return Answers([p for p in predictions if p is not None], float("nan"))
 
 
-def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[Written]:
-    batch = tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(_device(model))
-    return generate(model, tokenizer, batch)
-
-
+@quiet()
 @torch.inference_mode()
 def generate(
-    model: Any, tokenizer: Any, inputs: Mapping[str, Any], sample: bool = False, temperature: float = 1.0
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    inputs: Mapping[str, Any],
+    sample: bool = False,
+    temperature: float = 1.0,
 ) -> list[Written]:
     """What the model writes after each prompt up to its end token, at most `MAX_NEW_TOKENS`.
 
@@ -193,10 +196,11 @@ def generate(
         sample: whether tokens are drawn, by torch's own generator, nothing cut off; else each is the likeliest.
         temperature: of the draws, and of the log probabilities.
     """
-    options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {}
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {}
     output = model.generate(
         **inputs,
-        **{"do_sample": False} | options,
+        **sampling,
+        do_sample=sample,
         max_new_tokens=MAX_NEW_TOKENS,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -204,23 +208,20 @@ def generate(
         return_dict_in_generate=True,
     )
     written = output.sequences[:, inputs["input_ids"].shape[1] :]
-    log_probabilities = torch.stack(
-        [
-            (logits.float() / temperature).log_softmax(1).gather(1, ids[:, None])[:, 0]
-            for logits, ids in zip(output.logits, written.T, strict=True)
-        ],
-        dim=1,
-    )
+    chosen = [
+        (logits.float() / temperature).log_softmax(1).gather(1, ids[:, None])
+        for logits, ids in zip(output.logits, written.T, strict=True)
+    ]
     answers = []
-    for ids, values in zip(written.tolist(), log_probabilities.tolist(), strict=True):
+    for ids, values in zip(written.tolist(), torch.cat(chosen, dim=1).tolist(), strict=True):
         length = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
-        text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+        text = str(tokenizer.decode(ids[:length], skip_special_tokens=True)).strip()
         answers.append(Written(ids[:length], text, sum(values[:length])))
     return answers
 
 
 # ---- supervised fine-tuning ------------------------------------------------------------------------------------
-def training_features(rows: Iterable[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
+def training_features(rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast) -> list[dict[str, Any]]:
     """Questions as a model's training inputs: `input_ids` and `labels`, one dictionary of lists a question.
 
     The input is the prompt, the first given answer, and the end token; the labels are the same tokens, with the
@@ -239,12 +240,12 @@ def training_features(rows: Iterable[dict[str, Any]], tokenizer: Any) -> list[di
     return features
 
 
-def _answer_tokens(tokenizer: Any, text: str) -> list[int]:
+def _answer_tokens(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     return ids
 
 
-def out_of_reach(rows: Iterable[dict[str, Any]], tokenizer: Any) -> int:
+def out_of_reach(rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast) -> int:
     """How many questions have no given answer that `MAX_NEW_TOKENS` tokens, the end token among them, can write."""
     long = [row for row in rows if min(len(text.encode()) for text in row["answers"]["text"]) >= MAX_NEW_TOKENS]
     return sum(
@@ -260,7 +261,7 @@ class AnswerCollator:
     says how many, and `labels` are cut to them.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerFast
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """A model's arguments: input_ids and attention_mask (batch, tokens), labels (batch, logits_to_keep)."""
@@ -275,7 +276,9 @@ class AnswerCollator:
 
 
 @torch.inference_mode()
-def answer_loss(model: nn.Module, tokenizer: Any, rows: Iterable[dict[str, Any]], batch_size: int = 8) -> float:
+def answer_loss(
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, rows: Iterable[Row], batch_size: int = 8
+) -> float:
     """Mean training loss over the tokens of all answers: what supervised fine-tuning makes smaller."""
     features = training_features(rows, tokenizer)
     collate, total, count = AnswerCollator(tokenizer), 0.0, 0

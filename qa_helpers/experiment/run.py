@@ -13,7 +13,6 @@ from torch import nn
 from qa_helpers.common.device import (
     describe_machine,
     peak_memory_mib,
-    quiet,
     release_memory,
     reset_peak_memory,
     set_seed,
@@ -44,7 +43,6 @@ def train_and_evaluate(experiment: Experiment, home: Path) -> Run:
     Raises:
         CourseError: if the data or the model cannot be had, or training diverged.
     """
-    quiet()
     release_memory()  # of an earlier run in this process: a notebook trains several
     reset_peak_memory()
     train_rows, eval_rows, validation_size = load_rows(experiment)

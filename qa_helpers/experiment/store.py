@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from qa_helpers.common.io import project_folder, user_path
+from qa_helpers.common.quiet import quiet
 from qa_helpers.data.squad import load_qa
 from qa_helpers.experiment.lineage import changed_ancestors, load_run
 from qa_helpers.experiment.once import run_once
@@ -67,7 +68,8 @@ def run_experiment(experiment: Experiment, folder: Path | str | None = None, aga
     def result() -> Run:
         if record.exists():
             return _read_back(home)
-        run = train_and_evaluate(experiment, home)
+        with quiet():
+            run = train_and_evaluate(experiment, home)
         write_record(run, home)
         shutil.rmtree(home / "checkpoints", ignore_errors=True)
         return run

@@ -16,9 +16,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from qa_helpers.common.device import has_native_bf16, quiet, set_seed
+from qa_helpers.common.device import has_native_bf16, set_seed
 from qa_helpers.common.io import CourseError, ModelError, hub_is_off
+from qa_helpers.common.quiet import quiet
+from qa_helpers.data.rows import Row
 from qa_helpers.data.windows import make_windows
 from qa_helpers.model.trainable import adapter_base, attach_adapter, encoder, merge_adapter, span_head
 
@@ -92,7 +95,8 @@ def is_hub_name(name: str) -> bool:
     return bool(form) and ".." not in name and not os.path.exists(name)
 
 
-def load_tokenizer(name: str = "minilm") -> Any:
+@quiet()
+def load_tokenizer(name: str = "minilm") -> PreTrainedTokenizerFast:
     """The tokenizer that belongs to a model, as a fast tokenizer (windows need its character offsets).
 
     Whatever its files say, it pads and cuts on the right, gives the inputs that the model takes, and states as
@@ -104,7 +108,7 @@ def load_tokenizer(name: str = "minilm") -> Any:
     from transformers import AutoConfig, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING
 
-    tokenizer = from_pretrained(AutoTokenizer, name)
+    tokenizer: PreTrainedTokenizerFast = from_pretrained(AutoTokenizer, name)
     if not tokenizer.is_fast:
         raise ModelError(f"'{name}' has no fast tokenizer, which character offsets need; choose another model")
     config = from_pretrained(AutoConfig, adapter_base(name) or name)
@@ -131,13 +135,13 @@ def load_tokenizer(name: str = "minilm") -> Any:
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # a folder with a tokenizer holds one of them
 # Two questions that a model is tried on when it is loaded.
-_TRIAL = [
+_TRIAL: list[Row] = [
     {"question": "When was it built?", "context": "The mill (at Eastbrook) was built in 1871."},
     {"question": "Who?", "context": 'Zoe Ahlstrom\'s brewers sold it, for 1,902 pounds,  to Max Quigley & Jo: "Why?"'},
 ]
 
 
-def _positions(config: Any) -> int:
+def _positions(config: PretrainedConfig) -> int:
     """How many tokens a model reads at once; 10**9 where nothing in its form limits them.
 
     Some families (RoBERTa's, MPNet) count positions from the number of the padding token on.
@@ -149,6 +153,7 @@ def _positions(config: Any) -> int:
     return most - padding - 1 if padding < most // 2 else most
 
 
+@quiet()
 def load_qa_model(name: str = "minilm", seed: int = 0) -> nn.Module:
     """An encoder with a span head: two numbers a token, the logits of an answer's start and of its end.
 
@@ -164,8 +169,9 @@ def load_qa_model(name: str = "minilm", seed: int = 0) -> nn.Module:
     base = adapter_base(name)
     model, drawn = _load_span_model(base or name, seed)
     if base is not None:
-        adapted: Any = attach_adapter(model, name)
-        stored = {part for config in adapted.peft_config.values() for part in config.modules_to_save or ()}
+        adapted = attach_adapter(model, name)
+        configs = adapted.peft_config.values()
+        stored = {part for config in configs for part in getattr(config, "modules_to_save", None) or ()}
         if drawn - stored:
             raise ModelError(f"{name}: its adapter holds no trained span head, nor does '{base}' have one; train one")
         model = merge_adapter(adapted)
@@ -174,12 +180,12 @@ def load_qa_model(name: str = "minilm", seed: int = 0) -> nn.Module:
     return model
 
 
-def _load_span_model(name: str, seed: int) -> tuple[nn.Module, set[str]]:
+def _load_span_model(name: str, seed: int) -> tuple[PreTrainedModel, set[str]]:
     """A span model, and the names of those parts of its head that were drawn at random."""
     from transformers import AutoModelForQuestionAnswering
 
     set_seed(seed)
-    model, info = from_pretrained(
+    loaded, info = from_pretrained(
         AutoModelForQuestionAnswering,
         name,
         use_safetensors=True,
@@ -188,27 +194,28 @@ def _load_span_model(name: str, seed: int) -> tuple[nn.Module, set[str]]:
         output_loading_info=True,
     )
     new = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
-    parts = span_head(model)
+    parts = span_head(loaded)
     lacking = sorted(key for key in new if key.split(".")[0] not in parts)
     if lacking:
         raise ModelError(f"'{name}' lacks weights of the encoder ({lacking[0]}, {len(lacking)} in all); choose another")
-    model = model.float()
-    layers = [
-        f"{part}.{inner}".rstrip(".")
+    model: PreTrainedModel = loaded.float()
+    layers = {
+        f"{part}.{inner}".rstrip("."): layer
         for part, module in parts.items()
         for inner, layer in module.named_modules()
         if isinstance(layer, nn.Linear) and layer.out_features == 2
-    ]
+    }
     if not layers or encoder(model) is model:
         raise ModelError(f"'{name}' is a {type(model).__name__}, no encoder with a linear span head; choose another")
-    model.set_submodule(layers[-1], Float32Linear.like(model.get_submodule(layers[-1])))
+    path, last = layers.popitem()
+    model.set_submodule(path, Float32Linear.like(last))
     return model, {key.split(".")[0] for key in new}
 
 
 @torch.no_grad()
-def _make_room(model: Any, tokenizer: Any) -> None:
+def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Give each of the tokenizer's tokens a row in the model's table of embeddings."""
-    known = model.get_input_embeddings().num_embeddings
+    known = len(next(model.get_input_embeddings().parameters()))
     needed = max(len(tokenizer), 1 + max(tokenizer.added_tokens_decoder, default=0))
     if needed > known:
         table = model.resize_token_embeddings(needed, mean_resizing=False)
@@ -216,7 +223,7 @@ def _make_room(model: Any, tokenizer: Any) -> None:
 
 
 @torch.inference_mode()
-def _try_out(name: str, model: Any) -> None:
+def _try_out(name: str, model: PreTrainedModel) -> None:
     """Fit a model to its tokenizer, and have it read two windows, one of them alone and beside the other.
 
     Where a folder holds no tokenizer, only the weights are looked at.
@@ -272,17 +279,15 @@ class Float32Linear(nn.Linear):
 
 
 def from_pretrained(factory: Any, name: str, **options: Any) -> Any:
-    """What a transformers class's own `from_pretrained` gives for a model's name, quietly; safe files only.
+    """What a transformers class's own `from_pretrained` gives for a model's name; safe files only.
 
     Raises:
         ModelError: in one sentence, if it cannot be loaded.
     """
-    quiet()
+    files = resolve(name)
     try:
-        return factory.from_pretrained(resolve(name), trust_remote_code=False, **options)
+        return factory.from_pretrained(files, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
-        if isinstance(problem, ModelError):
-            raise
         raise ModelError(_why_not_loaded(name, problem)) from problem
 
 

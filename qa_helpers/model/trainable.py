@@ -8,13 +8,18 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
+from transformers import PreTrainedModel
 
 from qa_helpers.common.io import ModelError, read_json
+from qa_helpers.common.quiet import quiet
+
+if TYPE_CHECKING:  # importing peft takes long
+    from peft import PeftModel
 
 ADAPTER_FILE = "adapter_config.json"  # in a folder, says that its weights are a peft adapter's
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -22,6 +27,7 @@ LORA_RANK = 8  # columns of the low-rank matrices
 
 
 # ---- what is trained -------------------------------------------------------------------------------------------
+@quiet()
 def set_trainable(model: nn.Module, what: str = "all") -> nn.Module:
     """Choose which weights training changes.
 
@@ -151,8 +157,8 @@ def adapter_base(folder: Path | str) -> str | None:
     return base
 
 
-def attach_adapter(base: nn.Module, folder: Path | str) -> nn.Module:
-    """A `peft.PeftModel` of `base` and the adapter that `save_model` wrote into `folder`.
+def attach_adapter(base: nn.Module, folder: Path | str) -> "PeftModel":
+    """A model of `base` and the adapter that `save_model` wrote into `folder`.
 
     Raises:
         ModelError: if the adapter cannot be loaded or does not fit.
@@ -181,12 +187,12 @@ def attach_adapter(base: nn.Module, folder: Path | str) -> nn.Module:
     return model
 
 
-def merge_adapter(model: nn.Module) -> nn.Module:
+def merge_adapter(model: nn.Module) -> PreTrainedModel:
     """The model with its adapter's correction added into its own weights: the same answers, no `peft` around it.
 
     In float32: most of a small correction is lost when it is added to a bfloat16 weight.
     """
-    merged: nn.Module = model.float().merge_and_unload()  # type: ignore[operator]
+    merged: PreTrainedModel = model.float().merge_and_unload()  # type: ignore[operator]
     return merged
 
 

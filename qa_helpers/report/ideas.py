@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from qa_helpers.evaluation.statistics import Interval, gains_over_blocks, mcnemar, paired_difference
+from qa_helpers.evaluation.comparisons import gains_over_blocks, mcnemar, paired_difference
+from qa_helpers.evaluation.statistics import Interval
 from qa_helpers.experiment.catalogue import COMBINES, IDEAS, SEEDS, at_size, idea
 from qa_helpers.experiment.record import Run, paired_columns
 from qa_helpers.experiment.spec import RecordError

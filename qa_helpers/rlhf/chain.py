@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from qa_helpers.common.device import describe_machine, evaluation_mode, quiet
+from qa_helpers.common.device import describe_machine, evaluation_mode
+from qa_helpers.common.quiet import quiet
+from qa_helpers.data.rows import Row
 from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
 from qa_helpers.experiment.lineage import ancestors, load_run
 from qa_helpers.experiment.once import kept, run_once
@@ -86,6 +88,7 @@ class _Asked:
         return outcome(policy, self.held_out, reward).columns()
 
 
+@quiet()
 def run_chain(chain: Chain, folder: Path | str | None = None) -> ChainRun:
     """Run a chain, or read its result back if it has been run in this folder.
 
@@ -97,7 +100,6 @@ def run_chain(chain: Chain, folder: Path | str | None = None) -> ChainRun:
         CourseError: if the data or the reference cannot be had, the folder holds another chain of this name, or
             another process is running it.
     """
-    quiet()
     home = runs_folder(folder) / chain.name
     other = f"holds another chain of the name '{chain.name}'; give this one another name"
     result = partial(kept, home / RECORD, ChainRun, lambda: _run(chain, home))
@@ -173,7 +175,7 @@ def _pairs(asked: dict[str, list[Reference]], seed: int) -> dict[tuple[str, str]
     return pairs
 
 
-def _unseen(chain: Chain, rests_on: dict[str, Ancestor]) -> list[dict[str, Any]]:
+def _unseen(chain: Chain, rests_on: dict[str, Ancestor]) -> list[Row]:
     """CourseQA's training questions of articles that the reference has not seen.
 
     Raises:

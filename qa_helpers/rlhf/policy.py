@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from qa_helpers.common.device import autocast
-from qa_helpers.data.rows import check_rows
+from qa_helpers.data.rows import Row, check_rows
 from qa_helpers.data.windows import Window, make_windows
 from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
 
@@ -28,7 +28,7 @@ from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
 class Question:
     """A question whose passage fits one window, so that the spans of that window are all its answers."""
 
-    row: dict[str, Any]  # with the columns of `qa_helpers.data.squad`
+    row: Row  # with the columns of `qa_helpers.data.squad`
     window: Window
 
     @property
@@ -48,7 +48,7 @@ class Question:
         return str(self.row["context"][start:end])
 
 
-def one_window(rows: Iterable[dict[str, Any]], tokenizer: Any) -> tuple[list[Question], int]:
+def one_window(rows: Iterable[Row], tokenizer: Any) -> tuple[list[Question], int]:
     """The questions whose passage fits one window, in their order, and how many are left out.
 
     Raises:

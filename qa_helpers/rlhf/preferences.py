@@ -209,7 +209,7 @@ def ranking_pairs(rankings: Iterable[Ranking], questions: Sequence[Question]) ->
         RankingError: if a ranking's question is not among them or has another passage, an answer has no start, or is
             no span of whole tokens that a policy may choose.
     """
-    by_id = {question.row["id"]: number for number, question in enumerate(questions)}
+    by_id: dict[str | None, int] = {question.row["id"]: number for number, question in enumerate(questions)}
     pairs = []
     for ranking in rankings:
         if ranking.choice not in ("first", "second"):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from qa_helpers.data.windows import Window
 
@@ -72,7 +73,7 @@ def soft_loss(outputs: Any, targets: torch.Tensor, **_: Any) -> torch.Tensor:
 class SoftLabelCollator:
     """Makes batches of this module's training features, padded to their longest window, with `labels` as targets."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerFast
     smoothing: float = 0.0
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Any]:

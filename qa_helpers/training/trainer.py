@@ -19,10 +19,18 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel
 from torch import nn
-from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
-from qa_helpers.common.device import default_device, has_native_bf16, progress_bar, quiet
+from qa_helpers.common.device import default_device, has_native_bf16, progress_bar
 from qa_helpers.common.io import CourseError, write_atomically
+from qa_helpers.common.quiet import quiet
 from qa_helpers.model.trainable import depths
 
 COMPLETE = "complete"  # the file that marks a checkpoint as written to its end
@@ -71,9 +79,10 @@ class History:
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
 
+@quiet()
 def train(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     features: Sequence[dict[str, Any]],
     settings: Settings,
     folder: Path | str,
@@ -97,9 +106,7 @@ def train(
         collator: makes batches of features; if None, they are padded to the longest of each batch.
         loss: of the model's outputs and a batch's `labels`, such as `labels.soft_loss`; if None, the model's own.
     """
-    quiet()
     folder = Path(folder)
-    recorder = _Recorder(after_epoch)
     arguments = _arguments(settings, folder)
     trainer = Trainer(
         model=model,
@@ -107,7 +114,7 @@ def train(
         train_dataset=features,  # a list serves as a map-style data set
         data_collator=collator or DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        callbacks=[recorder, _ShowProgress(folder / PROGRESS), _MarkComplete()],
+        callbacks=[_Recorder(after_epoch), _ShowProgress(folder / PROGRESS), _MarkComplete()],
         compute_loss_func=loss,
         optimizers=(None if settings.layer_decay == 1 else _layer_wise(model, arguments, settings.layer_decay), None),
     )
@@ -115,10 +122,8 @@ def train(
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     model.eval()
     log: list[dict[str, Any]] = trainer.state.log_history
-    return History(
-        losses=[(entry["step"], entry["loss"]) for entry in log if "loss" in entry],
-        epochs=[entry[EPOCH_KEY] for entry in log if EPOCH_KEY in entry],
-    )
+    losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
+    return History(losses, [entry[EPOCH_KEY] for entry in log if EPOCH_KEY in entry])
 
 
 def _layer_wise(model: nn.Module, arguments: TrainingArguments, decay: float) -> torch.optim.Optimizer:
@@ -206,7 +211,7 @@ class _MarkComplete(TrainerCallback):
 
 
 class TrainingProgress(BaseModel):
-    """How far a training is."""
+    """How far a training is, as `progress.json` holds it."""
 
     stage: Literal["training", "trained"]
     step: int  # optimizer steps that are done, of `steps`

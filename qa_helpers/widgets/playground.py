@@ -13,10 +13,11 @@ from typing import Any
 
 import ipywidgets
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from qa_helpers.common.device import default_device
 from qa_helpers.common.io import CourseError
-from qa_helpers.data.rows import DataError, check_text, is_blank
+from qa_helpers.data.rows import DataError, Row, check_text, is_blank
 from qa_helpers.data.squad import load_qa
 from qa_helpers.evaluation.span_answers import Span, TokenScore, answer
 from qa_helpers.experiment.spec import RecordError, read_experiment
@@ -31,7 +32,8 @@ STRIP_TOKENS = 120  # of the heat strip
 LEAST_SHOWN = 0.01  # probabilities below are left out of the strip
 TOKEN_CHARACTERS = 30  # of one token in the strip
 
-Loader = Callable[[], tuple[nn.Module, Any]]
+Loaded = tuple[nn.Module, PreTrainedTokenizerFast]
+Loader = Callable[[], Loaded]
 
 
 # ---- asking ----------------------------------------------------------------------------------------------------
@@ -48,11 +50,13 @@ class Answered:
 
     @property
     def answer(self) -> Span:
-        """The answer."""
+        """The best span of the passage."""
         return self.n_best[0]
 
 
-def ask(model: nn.Module, tokenizer: Any, question: str, context: str, n_best: int = N_BEST) -> Answered:
+def ask(
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, question: str, context: str, n_best: int = N_BEST
+) -> Answered:
     """Ask a model with a span head about a passage.
 
     Args:
@@ -71,14 +75,14 @@ def ask(model: nn.Module, tokenizer: Any, question: str, context: str, n_best: i
     if len(question) > MOST_CHARACTERS:
         raise DataError(f"the question has {len(question):,} characters: shorten it")
     read = cut(context, tokenizer)
-    row = {"id": "yours", "question": question, "context": read}
+    row: Row = {"id": "yours", "question": question, "context": read}
     [prediction] = answer(model, tokenizer, [row], n_best, token_scores=True).predictions
     if not prediction.n_best:
         raise DataError("the passage holds nothing that the model can read: type or pick another")
     return Answered(question, read, len(context) - len(read), prediction.windows, prediction.n_best, prediction.tokens)
 
 
-def cut(context: str, tokenizer: Any) -> str:
+def cut(context: str, tokenizer: PreTrainedTokenizerFast) -> str:
     """The beginning of a passage, at most `MOST_CHARACTERS` and `MOST_TOKENS` of it."""
     context = context[:MOST_CHARACTERS]
     offsets = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
@@ -163,7 +167,7 @@ def _has_span_model(home: Path) -> bool:
     return True
 
 
-def _untrained() -> tuple[nn.Module, Any]:
+def _untrained() -> Loaded:
     return load.load_qa_model("minilm").eval().to(default_device()), load.load_tokenizer("minilm")
 
 
@@ -185,7 +189,7 @@ class Playground(Shown):
 
     def __init__(
         self,
-        choices: Mapping[str, Loader | tuple[nn.Module, Any]] | None = None,
+        choices: Mapping[str, Loader | Loaded] | None = None,
         picks: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         """Ask the first model the first of the questions to pick.
@@ -195,7 +199,7 @@ class Playground(Shown):
             picks: by what is shown, a question and its passage; `examples()` if None.
         """
         self._choices = dict(available_models() if choices is None else choices)
-        self._loaded: dict[str, tuple[nn.Module, Any]] = {}
+        self._loaded: dict[str, Loaded] = {}
         self._picks = dict(examples() if picks is None else picks)
         names = list(self._choices)
         self.first = labelled(ipywidgets.Dropdown, "Model", options=names)

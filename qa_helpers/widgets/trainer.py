@@ -28,7 +28,7 @@ from qa_helpers.common.io import CourseError, read_json, write_atomically
 from qa_helpers.experiment.catalogue import METHODS, Scale, current_scale, method
 from qa_helpers.experiment.record import Run
 from qa_helpers.experiment.record_files import read_record
-from qa_helpers.experiment.spec import Experiment, RecordError, parse
+from qa_helpers.experiment.spec import Experiment, RecordError, change
 from qa_helpers.experiment.store import runs_folder
 from qa_helpers.training.trainer import COMPLETE, PROGRESS, read_progress
 from qa_helpers.widgets.look import Shown, block, button, labelled, paragraph, problem, table
@@ -56,18 +56,10 @@ def panel_experiment(
         raise RecordError(
             f"a learning rate lies between 0 and 1, such as {METHODS[trainable]:g}; this one is {learning_rate}"
         )
-    asked = method(scale, trainable, learning_rate, seed).model_dump(mode="json")
     short = trainable.replace(":", "")
-    changed = {
-        "name": f"panel-{scale.name}-{train_size}-{epochs}ep-{short}-lr{learning_rate:g}-seed{seed}",
-        "train_size": train_size,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "retrieval": False,
-        "probe_size": 100,
-    }
-    experiment: Experiment = parse(Experiment, asked | changed, "these settings")
-    return experiment
+    name = f"panel-{scale.name}-{train_size}-{epochs}ep-{short}-lr{learning_rate:g}-seed{seed}"
+    asked = method(scale, trainable, learning_rate, seed)
+    return change(asked, name=name, train_size=train_size, epochs=epochs, retrieval=False, probe_size=100)
 
 
 # ---- the process -----------------------------------------------------------------------------------------------
@@ -77,7 +69,7 @@ UNDER_WAY = ("starting", "training", "scoring")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is."""
+    """How far a job is, as numbers for the bar and as a sentence."""
 
     state: State
     share: float  # of the training that is done, 0 to 1
@@ -111,7 +103,7 @@ class TrainingJob:
 
     @property
     def home(self) -> Path:
-        """The run's folder."""
+        """The folder in which the run's record, model and checkpoints lie."""
         return self.folder / self.experiment.name
 
     @property
@@ -129,7 +121,7 @@ class TrainingJob:
             self._process.wait()
 
     def progress(self) -> Progress:
-        """How far it is now."""
+        """How far it is now, from its process and the file in which it says so; why it ended, if it has."""
         code = self._process.poll()
         if code is None:
             return self._under_way()
@@ -239,7 +231,7 @@ class TrainerPanel(Shown):
         return not (self._thread and self._thread.is_alive())
 
     def to_html(self) -> str:
-        """The settings and the state."""
+        """A table of the settings, and below it whether a training is under way."""
         rows = [
             ("training questions", f"{self.size.value:,} of {self.scale.data}"),
             ("epochs", str(self.epochs.value)),

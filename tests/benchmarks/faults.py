@@ -27,10 +27,10 @@ class Fault:
 _DATA = [
     Fault(
         "an id used twice is accepted",
-        "qa_helpers/data/squad.py",
+        "qa_helpers/data/squad_file.py",
         'if row["id"] in seen:',
         "if False:",
-        "tests/data/test_squad.py::test_a_broken_file_gives_one_sentence_that_names_the_place[id used twice]",
+        "tests/data/test_squad_file.py::test_a_broken_file_gives_one_sentence_that_names_the_place[id used twice]",
     ),
     Fault(
         "the fingerprint does not see the answers",
@@ -129,17 +129,17 @@ _EVALUATION = [
 _STATISTICS = [
     Fault(
         "clusters are ignored in a paired difference",
-        "qa_helpers/evaluation/statistics.py",
+        "qa_helpers/evaluation/comparisons.py",
         "bootstrap_mean(b - a, seed, clusters",
         "bootstrap_mean(b - a, seed, None",
-        "tests/evaluation/test_statistics_clusters.py::test_the_interval_of_a_difference_over_articles",
+        "tests/evaluation/test_comparisons_clusters.py::test_the_interval_of_a_difference_over_articles",
     ),
     Fault(
         "clusters are ignored in a win rate",
-        "qa_helpers/evaluation/statistics.py",
+        "qa_helpers/evaluation/comparisons.py",
         "bootstrap_mean(50 * (np.sign(b - a) + 1), seed, clusters",
         "bootstrap_mean(50 * (np.sign(b - a) + 1), seed, None",
-        "tests/evaluation/test_statistics_clusters.py::test_the_interval_of_a_win_rate_over_articles",
+        "tests/evaluation/test_comparisons_clusters.py::test_the_interval_of_a_win_rate_over_articles",
     ),
     Fault(
         "too few questions are said to be needed",

@@ -30,12 +30,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from qa_helpers.common.device import default_device, has_native_bf16, quiet, set_seed
+from qa_helpers.common.device import default_device, has_native_bf16, set_seed
+from qa_helpers.common.quiet import quiet
 from qa_helpers.data.squad import load_qa
 from qa_helpers.data.windows import MAX_LENGTH, make_windows, training_features
+from qa_helpers.evaluation.comparisons import paired_difference
 from qa_helpers.evaluation.metrics import evaluate
 from qa_helpers.evaluation.span_answers import answer
-from qa_helpers.evaluation.statistics import bootstrap_mean, paired_difference
+from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.model.load import load_qa_model, load_tokenizer, resolve
 from qa_helpers.training.trainer import Settings, train
 
@@ -58,9 +60,9 @@ class Way:
     train: Callable[[nn.Module, Any, Sequence[dict[str, Any]], Settings, Path], object]
 
 
+@quiet()
 def load_stock(seed: int) -> nn.Module:
     """The packaged MiniLM as `from_pretrained` gives it; its weights are float32."""
-    quiet()
     set_seed(seed)
     model: nn.Module = AutoModelForQuestionAnswering.from_pretrained(resolve("minilm"), use_safetensors=True)
     return model

@@ -144,13 +144,15 @@ def in_a_kernel(folder: Path, scratch: Path, before: str = "") -> Any:
 
 
 def test_it_is_short() -> None:
-    assert len([line for line in CELL.splitlines() if line.strip()]) <= 4
+    lines = [line for line in CELL.splitlines() if line.strip()]
+    assert len(lines) <= 4
+    assert max(map(len, lines)) <= 90, "a line is wider than a page"
 
 
 def test_without_the_package_the_cell_says_one_sentence(tmp_path: Path) -> None:
     *_, said, last = in_a_kernel(tmp_path, tmp_path).stdout.strip().splitlines()
     assert last == "False False"
-    assert said.endswith("the course's package is not here: choose the kernel of its .venv, or use `make lab`")
+    assert said.endswith("not the course's kernel: choose .venv, or use `make lab`")
 
 
 def test_in_the_courses_folder_the_package_is_found_though_it_is_not_installed(tmp_path: Path) -> None:

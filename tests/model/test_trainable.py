@@ -12,7 +12,8 @@ from breaking import cut, other
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from qa_helpers.common.device import default_device, quiet, set_seed
+from qa_helpers.common.device import default_device, set_seed
+from qa_helpers.common.quiet import quiet
 from qa_helpers.data.windows import make_windows, training_features
 from qa_helpers.model.load import Float32Linear, load_qa_model, resolve
 from qa_helpers.model.trainable import (
@@ -122,9 +123,9 @@ def test_an_adapter_changes_no_answer_before_it_is_trained(what, inputs):
     assert has_span_head(model)
 
 
+@quiet()
 def llama():
     """A language model of SmolLM2's kind with few and random weights."""
-    quiet()
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ import pytest
 
 from qa_helpers.course.grading import review, split_sentences
 from qa_helpers.data.squad import load_qa
-from qa_helpers.evaluation.statistics import paired_difference
+from qa_helpers.evaluation.comparisons import paired_difference
 from qa_helpers.evaluation.written_answers import MAX_NEW_TOKENS
 from qa_helpers.experiment.catalogue import LEARNING_RATES, METHODS, SCALES, method
 from qa_helpers.experiment.record import Run, paired_columns

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qa_helpers.evaluation.comparisons import paired_difference
 from qa_helpers.evaluation.metrics import load_card
-from qa_helpers.evaluation.statistics import paired_difference
 from qa_helpers.experiment.catalogue import REPORTED, SEEDS
 from qa_helpers.experiment.record import paired_columns
 from qa_helpers.experiment.record_files import load_records

@@ -2,7 +2,8 @@
 
 import pytest
 
-from qa_helpers.evaluation.statistics import Interval, gains_over_blocks, paired_difference
+from qa_helpers.evaluation.comparisons import gains_over_blocks, paired_difference
+from qa_helpers.evaluation.statistics import Interval
 from qa_helpers.experiment.catalogue import SEEDS, at_size, cloze, idea
 from qa_helpers.experiment.record_files import load_records
 from qa_helpers.experiment.spec import EvalSet, RecordError, change

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from qa_helpers.common.device import evaluation_mode, progress_bar
+from qa_helpers.data.rows import Row
 from qa_helpers.evaluation.written_answers import TEMPLATE_OPTIONS, Written, generate, prompt_messages, prompt_tokens
 from qa_helpers.rlhf.preferences import Candidate, Pair, agreement, make_pairs
 from qa_helpers.rlhf.ranking_store import Ranking
@@ -29,7 +30,7 @@ BATCH_SIZE = 8  # prompts at once; each is read once, however many answers it ge
 class Asked:
     """A question, answers to it, and what the frozen model makes of each."""
 
-    row: dict[str, Any]
+    row: Row
     answers: list[Written]
     agreement: np.ndarray  # (answers,) with people, from 0 to 1, see `preferences.agreement`
     log_probability: np.ndarray  # (answers,) by the frozen model, in nats
@@ -45,7 +46,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def sample_answers(
-    model: nn.Module, tokenizer: Any, rows: Sequence[dict[str, Any]], count: int, seed: int = 0, greedy: bool = False
+    model: nn.Module, tokenizer: Any, rows: Sequence[Row], count: int, seed: int = 0, greedy: bool = False
 ) -> list[list[Written]]:
     """Several answers to each question, drawn from the model's own distribution at `TEMPERATURE`, nothing cut off.
 
@@ -160,7 +161,7 @@ def _read_on(model: Any, read: _Read, answers: Sequence[Sequence[int]]) -> tuple
 
 
 def ask(
-    model: nn.Module, tokenizer: Any, rows: Sequence[dict[str, Any]], count: int, seed: int = 0, greedy: bool = False
+    model: nn.Module, tokenizer: Any, rows: Sequence[Row], count: int, seed: int = 0, greedy: bool = False
 ) -> list[Asked]:
     """The model's own answers to each question, ranked by people's agreement and read by the frozen model.
 
@@ -189,7 +190,7 @@ def answer_pairs(asked: Sequence[Asked], seed: int = 0) -> list[Pair]:
     return make_pairs(candidates, seed=seed)
 
 
-def preference_dataset(pairs: Iterable[tuple[dict[str, Any], str, str]]) -> Any:
+def preference_dataset(pairs: Iterable[tuple[Row, str, str]]) -> Any:
     """Pairs as a `datasets.Dataset` in trl's conversational preference format: prompt, chosen, rejected.
 
     The column `chat_template_kwargs` has trl read control tokens in a passage as text, as `prompt_tokens` does, so that
@@ -216,7 +217,7 @@ def preference_dataset(pairs: Iterable[tuple[dict[str, Any], str, str]]) -> Any:
     )
 
 
-def ranked_texts(rankings: Iterable[Ranking]) -> list[tuple[dict[str, Any], str, str]]:
+def ranked_texts(rankings: Iterable[Ranking]) -> list[tuple[Row, str, str]]:
     """What people ranked by hand, from `ranking_store.read_rankings`, for `preference_dataset`.
 
     A pair for each user that preferred one answer; ties and skipped ones make none.
@@ -231,6 +232,6 @@ def ranked_texts(rankings: Iterable[Ranking]) -> list[tuple[dict[str, Any], str,
     ]
 
 
-def paired_texts(asked: Sequence[Asked], pairs: Iterable[Pair]) -> list[tuple[dict[str, Any], str, str]]:
+def paired_texts(asked: Sequence[Asked], pairs: Iterable[Pair]) -> list[tuple[Row, str, str]]:
     """The pairs of `answer_pairs` for `preference_dataset`."""
     return [(asked[q].row, asked[q].answers[better].text, asked[q].answers[worse].text) for q, better, worse in pairs]

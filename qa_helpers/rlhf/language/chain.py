@@ -16,6 +16,8 @@ import numpy as np
 from torch import nn
 
 from qa_helpers.common.device import default_device, describe_machine, peak_memory_mib
+from qa_helpers.common.quiet import quiet
+from qa_helpers.data.rows import Row
 from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
 from qa_helpers.evaluation.metrics import exact_match, f1
 from qa_helpers.evaluation.written_answers import load_chat_tokenizer, load_language_model, prompt_tokens
@@ -49,12 +51,13 @@ RECORD = "language-run.json"  # not `run.json`, which marks a run with a model o
 # ---- running it -------------------------------------------------------------------------------------------------
 @dataclass
 class _Parts:
-    learn: list[dict[str, Any]]
-    stop: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
+    learn: list[Row]
+    stop: list[Row]
+    held_out: list[Row]
     left_out: int
 
 
+@quiet()
 def run_language_chain(chain: LanguageChain, folder: Path | str | None = None) -> LanguageChainRun:
     """Run a chain, or read its result back if it has been run in this folder.
 
@@ -113,7 +116,7 @@ def _questions(chain: LanguageChain, tokenizer: Any) -> _Parts:
     rest, held_out = split_by_article([row["title"] for row in kept], 0.25)
     learn, stop = split_by_article([kept[i]["title"] for i in rest], 0.2)
 
-    def draw(places: Sequence[int], limit: int) -> list[dict[str, Any]]:
+    def draw(places: Sequence[int], limit: int) -> list[Row]:
         chosen = sample_indices(len(places), min(limit, len(places)), 0)  # the same for all seeds
         return [kept[places[i]] for i in sorted(chosen)]
 
@@ -168,7 +171,7 @@ def _change(
 def language_outcome(
     model: nn.Module,
     tokenizer: Any,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     reward: AnswerReward,
     samples: int = 4,
     seed: int = 0,

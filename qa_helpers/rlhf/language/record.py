@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from qa_helpers.common.io import project_folder
-from qa_helpers.evaluation.statistics import UNBOUNDED, bootstrap_mean, win_rate
+from qa_helpers.evaluation.comparisons import win_rate
+from qa_helpers.evaluation.statistics import UNBOUNDED, bootstrap_mean
 from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.scores import Score
 from qa_helpers.experiment.spec import Count, Fraction, Line, Name, Positive, Seed, StrictModel

@@ -15,8 +15,10 @@ from typing import Any
 
 from torch import nn
 
-from qa_helpers.common.device import default_device, progress_bar, quiet, set_seed
+from qa_helpers.common.device import default_device, progress_bar, set_seed
 from qa_helpers.common.io import ModelError
+from qa_helpers.common.quiet import quiet
+from qa_helpers.data.rows import Row
 from qa_helpers.data.squad import DataError
 from qa_helpers.evaluation.written_answers import (
     MAX_NEW_TOKENS,
@@ -47,23 +49,19 @@ class LanguageUpdate:
 
 
 # ---- training --------------------------------------------------------------------------------------------------
+@quiet()
 def import_trl() -> Any:
-    """The trl package, quiet and with its reports of usage off; imported only here, since that takes seconds.
+    """The trl package, imported only here, since that takes seconds.
 
     Raises:
         ModelError: if it is not installed.
     """
-    quiet()
-    import huggingface_hub
-
-    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # each of trl's trainers reports its use otherwise
     try:
         import trl
     except ImportError as problem:
         raise ModelError(f"trl, which trains the language model here, is not installed; run: pip install {TRL}") from (
             problem
         )
-    quiet()  # importing it adds warning filters and loggers of its own
     return trl
 
 
@@ -79,6 +77,7 @@ def without_adapter(model: Any) -> nn.Module:
     return base.requires_grad_(True)
 
 
+@quiet()
 def train_language_dpo(
     model: nn.Module, tokenizer: Any, preferences: Any, update: LanguageUpdate
 ) -> list[dict[str, float]]:
@@ -113,10 +112,11 @@ def train_language_dpo(
     return _train(trl.DPOTrainer, trl.DPOConfig, model, options, **data)
 
 
+@quiet()
 def train_language_grpo(
     model: nn.Module,
     tokenizer: Any,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     reward: Callable[..., list[float]],
     update: LanguageUpdate,
 ) -> list[dict[str, float]]:

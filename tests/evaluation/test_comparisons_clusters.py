@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qa_helpers.evaluation.statistics import paired_difference, win_rate
+from qa_helpers.evaluation.comparisons import paired_difference, win_rate
 
 ARTICLES = 24
 QUESTIONS = (3, 8, 14)  # of an article, in turn
