@@ -28,7 +28,7 @@ from qa_helpers.evaluation.statistics import (
     paired_difference,
     win_rate,
 )
-from qa_helpers.experiment.spec import RecordError
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.rlhf.chain_record import ChainRun, Columns
 from qa_helpers.rlhf.policy import Question, exact_kl, expectation, forward, passage_mask, span_log_probs, to_span
 from qa_helpers.rlhf.preferences import agreement

@@ -31,9 +31,10 @@ from qa_helpers.evaluation.written_answers import (
     prompt_tokens,
     training_features,
 )
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.scores import Score
-from qa_helpers.experiment.spec import RecordError, change
+from qa_helpers.experiment.spec import change
 from qa_helpers.rlhf.language import chain, updates
 from qa_helpers.rlhf.language.answers import (
     TEMPERATURE,
