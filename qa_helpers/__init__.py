@@ -34,10 +34,11 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds it to _DEFINED_
     from qa_helpers.evaluation.metrics import contained, evaluate, exact_match, f1, normalize_answer, string_equality
     from qa_helpers.evaluation.span_answers import answer
     from qa_helpers.evaluation.statistics import bootstrap_mean
-    from qa_helpers.experiment.catalogue import SCALES, current_scale, method, replay
+    from qa_helpers.experiment.catalogue import method, replay
     from qa_helpers.experiment.record import paired_columns
     from qa_helpers.experiment.record_files import load_records
     from qa_helpers.experiment.run import score
+    from qa_helpers.experiment.scales import SCALES, current_scale
     from qa_helpers.experiment.spec import change
     from qa_helpers.experiment.store import load_trained, run_experiment, runs_folder
     from qa_helpers.model.load import load_qa_model, load_tokenizer
@@ -60,10 +61,11 @@ _DEFINED_IN = {
         "evaluation.span_answers": "answer",
         "evaluation.comparisons": "mcnemar paired_difference",
         "evaluation.statistics": "bootstrap_mean",
-        "experiment.catalogue": "SCALES current_scale method replay",
+        "experiment.catalogue": "method replay",
         "experiment.record": "paired_columns",
         "experiment.record_files": "load_records",
         "experiment.run": "score",
+        "experiment.scales": "SCALES current_scale",
         "experiment.spec": "change",
         "experiment.store": "load_trained run_experiment runs_folder",
         "model.load": "load_qa_model load_tokenizer",

@@ -153,15 +153,15 @@ def check(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     """Run an experiment: train, evaluate, record. A finished one is read back."""
     from qa_helpers.experiment.catalogue import named_experiments
+    from qa_helpers.experiment.forms import RecordError
     from qa_helpers.experiment.record_files import write_record
-    from qa_helpers.experiment.spec import RecordError, read_experiment
+    from qa_helpers.experiment.spec import read_experiment, training_in_words
     from qa_helpers.report.tables import format_report
 
     named = named_experiments()
     if options.list:
         for name, experiment in named.items():
-            size = experiment.train_size or "all"
-            print(f"{name:28} {experiment.data}, {size} questions, {experiment.epochs} epochs, {experiment.model}")
+            print(f"{name:28} {training_in_words(experiment)}")
         return 0
     from qa_helpers.experiment.store import run_experiment  # not above: torch takes seconds, and the list needs none
 
@@ -182,7 +182,8 @@ def run(options: argparse.Namespace) -> int:
 
 def sweep(options: argparse.Namespace) -> int:
     """Run lists of experiments, several at a time; finished ones are read back."""
-    from qa_helpers.experiment.sweep import read_experiments, run_sweep
+    from qa_helpers.experiment.lists import read_experiments
+    from qa_helpers.experiment.sweep import run_sweep
     from qa_helpers.report.tables import format_report
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by another program: as by Ctrl-C
@@ -240,7 +241,7 @@ def _named(asked: str, named: Mapping[str, Plan]) -> Plan | None:
     Raises:
         RecordError: if it is neither.
     """
-    from qa_helpers.experiment.spec import RecordError
+    from qa_helpers.experiment.forms import RecordError
 
     if asked not in named and Path(asked).suffix != ".json":
         raise RecordError(f"there is no chain '{asked}'; those that have names: {', '.join(named)}")

@@ -34,11 +34,11 @@ def course():
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A runs folder with one finished run, "finished", which no test changes; and the run."""
-    from qa_helpers.experiment.spec import EvalSet, Experiment
+    from qa_helpers.experiment.spec import EvalSet, SpanTraining
     from qa_helpers.experiment.store import run_experiment
 
     folder: Path = tmp_path_factory.mktemp("runs")
-    experiment = Experiment(
+    experiment = SpanTraining(
         name="finished",
         train_size=16,
         evaluations={"first": EvalSet(limit=12), "drawn": EvalSet(limit=12, sampling="random")},

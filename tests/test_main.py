@@ -97,7 +97,8 @@ def test_bad_input_gives_one_sentence_and_exit_code_2(
 
 
 def test_a_model_is_asked_as_it_comes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "plain.json").write_text(json.dumps(TINY | {"name": "plain", "epochs": 0}))
+    plain = {"kind": "ask as it comes", "name": "plain", "evaluations": TINY["evaluations"]}
+    (tmp_path / "plain.json").write_text(json.dumps(plain))
     assert main(["run", str(tmp_path / "plain.json"), "--folder", str(tmp_path / "runs")]) == 0
     assert "| plain | nothing: minilm as it comes | few (8) |" in capsys.readouterr().out
     assert not (tmp_path / "runs/plain/model").exists()

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qa_helpers.data.rows import short
+from qa_helpers.experiment.forms import RecordError, naming
 from qa_helpers.experiment.questions import Questions
-from qa_helpers.experiment.spec import RecordError, naming
 
 # What a file may hold, far more than any run: it may come from anybody.
 MOST_QUESTIONS = 1_000_000

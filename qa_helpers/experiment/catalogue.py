@@ -1,61 +1,21 @@
-"""The course's experiments: the scales of its notebooks, and every experiment that has a name of its own."""
+"""The course's experiments: every one that has a name of its own."""
 
-import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
-from qa_helpers.experiment.spec import EvalSet, Experiment, RecordError, change
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much work a notebook does. See docs/set-up.md for the three."""
-
-    name: str
-    data: str
-    baseline_size: int  # training questions of the class baseline's replay
-    sizes: tuple[int, ...]  # and of the scaling experiments
-    epochs: int
-    learning_rate: float
-    model: str = "minilm"
-
-    def baseline(self, train_size: int | None = None, seed: int = 0) -> Experiment:
-        """The class baseline at this scale (batch 8), with another training size if one is given."""
-        size = train_size or self.baseline_size
-        evaluations = {"all": EvalSet()}
-        if self.data == "squad":  # CourseQA's validation set is small enough to be asked as a whole only
-            evaluations["first-500"] = EvalSet(limit=500)
-            evaluations["random-500"] = EvalSet(limit=500, sampling="random")
-        return Experiment(
-            name=f"{self.name}-baseline-{size}-seed{seed}",
-            data=self.data,
-            train_size=size,
-            evaluations=evaluations,
-            model=self.model,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            seed=seed,
-        )
-
-
-SCALES = {
-    # CourseQA's few questions make few optimizer steps, hence the higher learning rate.
-    "quick": Scale("quick", "courseqa", 500, (100, 200, 500), epochs=3, learning_rate=2e-4),
-    "class": Scale("class", "squad", 1_000, (1_000, 2_000, 5_000), epochs=3, learning_rate=1e-4),
-    "full": Scale("full", "squad", 87_599, (87_599,), epochs=2, learning_rate=3e-5, model="bert-base-uncased"),
-}
-
-
-def current_scale() -> Scale:
-    """The scale that `$QA_SCALE` names, `quick` if it is not set.
-
-    Raises:
-        RecordError: if there is no such scale.
-    """
-    name = os.environ.get("QA_SCALE") or "quick"
-    if name not in SCALES:
-        raise RecordError(f"QA_SCALE is '{name}'; set it to {', '.join(SCALES)}, or leave it unset for quick")
-    return SCALES[name]
+from qa_helpers.experiment.forms import RecordError
+from qa_helpers.experiment.scales import SCALES, Scale
+from qa_helpers.experiment.spec import (
+    AsItComes,
+    Combination,
+    EvalSet,
+    Experiment,
+    LanguageTraining,
+    SpanTraining,
+    change,
+)
 
 
 def named_experiments() -> dict[str, Experiment]:
@@ -64,7 +24,7 @@ def named_experiments() -> dict[str, Experiment]:
     return {experiment.name: experiment for experiment in chosen}
 
 
-def _baselines() -> list[Experiment]:
+def _baselines() -> list[SpanTraining]:
     quick = SCALES["quick"]
     chosen = [quick.baseline(size) for size in quick.sizes]
     # As many optimizer steps on 100 questions as 500 questions get: do steps or questions make the jump?
@@ -87,10 +47,10 @@ LEARNING_RATES = {
 METHODS = {"head": 3e-2, "last:2": 2e-3, "lora": 2e-3, "ia3": 3e-2, "all": 2e-4}
 
 
-def method(scale: Scale, trainable: str, learning_rate: float | None = None, seed: int = 0) -> Experiment:
+def method(scale: Scale, trainable: str, learning_rate: float | None = None, seed: int = 0) -> SpanTraining:
     """One way to fine-tune at a scale: same questions, epochs and batch for all; and what the encoder forgets."""
     rate = learning_rate or METHODS[trainable]
-    return Experiment(
+    return SpanTraining(
         name=f"{scale.name}-method-{trainable.replace(':', '')}-lr{rate:g}-seed{seed}",
         data=scale.data,
         train_size=scale.baseline_size,
@@ -110,21 +70,28 @@ def _asked(scale: Scale) -> dict[str, EvalSet]:
     return {"all": EvalSet()} if scale.data == "courseqa" else {"random-500": EvalSet(limit=500, sampling="random")}
 
 
-def _methods() -> list[Experiment]:
+def _methods() -> list[SpanTraining]:
     at_quick = [method(SCALES["quick"], what, rate) for what, rates in LEARNING_RATES.items() for rate in rates]
     return at_quick + [method(SCALES["class"], what) for what in METHODS]
 
 
 def language_model(scale: Scale, train_size: int, epochs: int, seed: int = 0) -> Experiment:
     """SmolLM2 at a scale: as it comes (no epochs), or fine-tuned with LoRA on the answers."""
-    kind = f"sft-{train_size}" if epochs else "zero-shot"
-    return Experiment(
-        name=f"{scale.name}-{kind}-smollm2-seed{seed}",
+    if not epochs:
+        return AsItComes(
+            name=f"{scale.name}-zero-shot-smollm2-seed{seed}",
+            data=scale.data,
+            evaluations=_asked(scale),
+            model="smollm2",
+            task="generate",
+            seed=seed,
+        )
+    return LanguageTraining(
+        name=f"{scale.name}-sft-{train_size}-smollm2-seed{seed}",
         data=scale.data,
         train_size=train_size,
         evaluations=_asked(scale),
         model="smollm2",
-        task="generate",
         trainable="lora",
         epochs=epochs,
         batch_size=4,
@@ -174,7 +141,7 @@ REPORTED = {
 }
 
 
-def replay(number: Literal[1, 2], seed: int = 0, warm: bool = False, scale: Scale = SCALES["class"]) -> Experiment:
+def replay(number: Literal[1, 2], seed: int = 0, warm: bool = False, scale: Scale = SCALES["class"]) -> SpanTraining:
     """Experiment 1 or 2 of the report at a scale, from the pre-trained weights or from the baseline's (`warm`).
 
     Where the report is silent: MiniLM, and a learning rate half as large again as the baseline's, for batches twice
@@ -199,7 +166,7 @@ def replay(number: Literal[1, 2], seed: int = 0, warm: bool = False, scale: Scal
     )
 
 
-def from_experiment2(seed: int = 0) -> Experiment:
+def from_experiment2(seed: int = 0) -> SpanTraining:
     """Experiment 1 at class scale from where experiment 2 ended: what a kernel does whose cells ran in another order.
 
     Asked fewer questions than the other starts: it is there for its loss.
@@ -218,7 +185,7 @@ SEEDS = (0, 1, 2)
 SMALL_SIZES = (250, 500, 1_000)  # beside those of experiments 1 and 2: each is the beginning of the next larger one
 
 
-def at_size(size: int, seed: int = 0) -> Experiment:
+def at_size(size: int, seed: int = 0) -> SpanTraining:
     """Experiment 2 with fewer training questions, at class scale: the first `size` ones."""
     sizes = SCALES["class"].sizes
     if size in sizes[1:]:
@@ -227,24 +194,24 @@ def at_size(size: int, seed: int = 0) -> Experiment:
 
 
 # ---- ideas to raise the score: what each changes of experiment 2 -----------------------------------------------
-IDEAS: dict[str, dict[str, Any]] = {
-    "lr-half": {"learning_rate": 7.5e-5},
-    "lr-double": {"learning_rate": 3e-4},
-    "epochs-3": {"epochs": 3},
-    "epochs-10": {"epochs": 10},
-    "batch-8": {"batch_size": 8},
-    "batch-32": {"batch_size": 32},
-    "cosine": {"schedule": "cosine", "warmup": 0.1},
-    "random-articles": {"sampling": "random"},
-    "two-a-passage": {"per_passage": 2},
-    "layer-decay": {"layer_decay": 0.9},
-    "smoothing": {"label_smoothing": 0.1},
-    "cloze-first": {"start_from": "class-cloze-seed{seed}"},
-    "average-last-3": {"average_last": 3},
-    "ensemble": {"ensemble_of": "class-size"},
-    "average-seeds": {"average_of": "class-size"},
+CHANGES: dict[str, Callable[[SpanTraining], SpanTraining]] = {
+    "lr-half": partial(change, learning_rate=7.5e-5),
+    "lr-double": partial(change, learning_rate=3e-4),
+    "epochs-3": partial(change, epochs=3),
+    "epochs-10": partial(change, epochs=10),
+    "batch-8": partial(change, batch_size=8),
+    "batch-32": partial(change, batch_size=32),
+    "cosine": partial(change, schedule="cosine", warmup=0.1),
+    "random-articles": partial(change, sampling="random"),
+    "two-a-passage": partial(change, per_passage=2),
+    "layer-decay": partial(change, layer_decay=0.9),
+    "smoothing": partial(change, label_smoothing=0.1),
+    "cloze-first": lambda base: change(base, start_from=cloze(base.seed).name),
+    "average-last-3": partial(change, average_last=3),
 }
-COMBINES = ("ensemble", "average-seeds")  # of all seeds of the same size, so that they have no seed of their own
+# Of all seeds of the same size, so that they have no seed of their own.
+COMBINES: dict[str, Literal["answers", "weights"]] = {"ensemble": "answers", "average-seeds": "weights"}
+IDEAS = (*CHANGES, *COMBINES)
 SCREENED = EvalSet(limit=2_000, sampling="random")
 # Whose runs answer together at full size: chosen when the ideas had been tried there. "" is experiment 2 without any.
 TOGETHER = {"smoothing-ensemble": ("smoothing",), "best-three-ensemble": ("smoothing", "batch-8", "")}
@@ -256,30 +223,40 @@ def idea(which: str, size: int, seed: int = 0) -> Experiment:
     At the full 5,000 questions all sets of experiment 2 are asked; below, 2,000 random questions, which is enough to
     choose what to go on with.
     """
-    base, changes = at_size(size, seed), dict(IDEAS[which])
+    base = change(at_size(size, seed), name=f"class-idea-{which}-{size}-seed{seed}")
+    if size != SCALES["class"].sizes[2]:
+        base = change(base, evaluations={"random-2000": SCREENED})
     if which in COMBINES:
-        members = tuple(at_size(size, other).name for other in SEEDS)
-        changes = dict.fromkeys(changes, members) | {"epochs": 0}
-    if "start_from" in changes:
-        changes["start_from"] = changes["start_from"].format(seed=seed)
-    whole = size == SCALES["class"].sizes[2]
-    return change(
-        base,
-        name=f"class-idea-{which}-{size}-seed{seed}",
-        evaluations=base.evaluations if whole else {"random-2000": SCREENED},
-        **changes,
+        return _combine(base, COMBINES[which], [at_size(size, other) for other in SEEDS])
+    return CHANGES[which](base)
+
+
+def changes_of(which: str) -> dict[str, object]:
+    """The fields that an idea changes of experiment 2, beside its name."""
+    base = dict(replay(2))
+    changed = dict(idea(which, SCALES["class"].sizes[2]))
+    return {field: value for field, value in changed.items() if field != "name" and base.get(field) != value}
+
+
+def _combine(asked: SpanTraining, mean_of: Literal["answers", "weights"], runs: Iterable[Experiment]) -> Combination:
+    """Runs combined under the name of an experiment, and asked as that one is."""
+    return Combination(
+        name=asked.name,
+        data=asked.data,
+        evaluations=asked.evaluations,
+        mean_of=mean_of,
+        members=tuple(run.name for run in runs),
     )
 
 
-def together(which: str) -> Experiment:
+def together(which: str) -> Combination:
     """All seeds of the recipes of `TOGETHER[which]` at the full 5,000 questions, which answer together."""
     size = SCALES["class"].sizes[2]
-    runs = [idea(one, size, seed) if one else at_size(size, seed) for one in TOGETHER[which] for seed in SEEDS]
-    names = tuple(run.name for run in runs)
-    return change(at_size(size), name=f"class-idea-{which}-{size}-seed0", epochs=0, ensemble_of=names)
+    runs = [idea(recipe, size, seed) if recipe else at_size(size, seed) for recipe in TOGETHER[which] for seed in SEEDS]
+    return _combine(change(at_size(size), name=f"class-idea-{which}-{size}-seed0"), "answers", runs)
 
 
-def cloze(seed: int = 0) -> Experiment:
+def cloze(seed: int = 0) -> SpanTraining:
     """One epoch on questions made from the passages alone, before those that people asked."""
     return change(
         replay(2, seed),
@@ -291,7 +268,7 @@ def cloze(seed: int = 0) -> Experiment:
     )
 
 
-def _replays() -> list[Experiment]:
+def _replays() -> list[SpanTraining]:
     quick = SCALES["quick"]
     cold = [replay(number, seed) for number in (1, 2) for seed in SEEDS]
     cold += [at_size(size, seed) for size in SMALL_SIZES for seed in SEEDS]

@@ -3,14 +3,11 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
 from qa_helpers.common.io import read_json, storing, write_atomically
-from qa_helpers.experiment.spec import RecordError, StrictModel, parse
-
-Form = TypeVar("Form", bound=StrictModel)
+from qa_helpers.experiment.forms import Form, RecordError, StrictModel, parse
 
 
 def run_once(
@@ -20,6 +17,7 @@ def run_once(
     result: Callable[[], Form],
     otherwise: str,
     before: Callable[[], None] | None = None,
+    read: Callable[[Path], StrictModel] | None = None,
 ) -> Form:
     """What running something in its folder gives, or has given: without a lock once it has a record.
 
@@ -30,6 +28,7 @@ def run_once(
         result: reads the record back; where there is none yet, runs and writes it.
         otherwise: what to say and do where the folder holds something else.
         before: to be done first, under the lock; then it is run even if there is a record.
+        read: reads the description; as what `described` is if None.
 
     Raises:
         RecordError: if the folder holds something else, or another process is running there.
@@ -39,16 +38,18 @@ def run_once(
         with locked(record.parent):
             if before:
                 before()
-            _claim(described, description, otherwise)
+            _claim(described, description, otherwise, read)
             return result()
-    _claim(described, description, otherwise)
+    _claim(described, description, otherwise, read)
     return result()
 
 
-def _claim(described: StrictModel, description: Path, otherwise: str) -> None:
+def _claim(
+    described: StrictModel, description: Path, otherwise: str, read: Callable[[Path], StrictModel] | None
+) -> None:
     if not description.exists():
         write_atomically(description, described.model_dump_json(indent=1) + "\n")
-    elif read_as(type(described), description) != described:
+    elif (read(description) if read else read_as(type(described), description)) != described:
         raise RecordError(f"{description.parent}: {otherwise}")
 
 
@@ -93,5 +94,4 @@ def read_as(form: type[Form], path: Path | str) -> Form:
     Raises:
         RecordError: naming the file and, where it does not fit the schema, the field.
     """
-    read: Form = parse(form, read_json(path, RecordError), str(path))
-    return read
+    return parse(form, read_json(path, RecordError), str(path))

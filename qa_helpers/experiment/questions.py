@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
 from pydantic import model_validator
 
@@ -14,7 +14,7 @@ from qa_helpers.common.io import read_json
 from qa_helpers.data.rows import short
 from qa_helpers.data.squad import ASSETS
 from qa_helpers.evaluation.metrics import LADDER, REST, normalize_answer
-from qa_helpers.experiment.spec import Fraction, Positive, RecordError, StrictModel
+from qa_helpers.experiment.forms import Fraction, Positive, RecordError, StrictModel
 
 # How a prediction relates to the given answers: what makes it right, see `metrics.LADDER`, or how it is wrong, see
 # `metrics.CATEGORIES`.
@@ -68,6 +68,13 @@ class Questions(StrictModel):
                     f"and an F1 of {score:g}"
                 )
         return self
+
+    def __copy__(self) -> Self:
+        """Without what was derived from the fields and kept: a copy may get other ones."""
+        copied = super().__copy__()
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
 
     @cached_property
     def string_equality(self) -> list[int]:

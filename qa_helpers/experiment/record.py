@@ -13,19 +13,10 @@ from pydantic import Field, InstanceOf, field_validator, model_validator
 from qa_helpers.common.io import read_json
 from qa_helpers.data.squad import ASSETS
 from qa_helpers.evaluation.statistics import PERCENT_BOUNDS, bootstrap_mean
+from qa_helpers.experiment.forms import Count, Line, Name, Positive, RecordError, StrictModel
 from qa_helpers.experiment.questions import Questions, known_questions
 from qa_helpers.experiment.scores import METRICS, ROUNDING, Percent, Score, Scores, check_score
-from qa_helpers.experiment.spec import (
-    Count,
-    Experiment,
-    Line,
-    Name,
-    Positive,
-    RecordError,
-    StrictModel,
-    chosen_questions,
-    training_in_words,
-)
+from qa_helpers.experiment.spec import Experiment, SpanTraining, Training, chosen_questions, training_in_words
 
 NotNegative = Annotated[float, Field(ge=0)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -70,7 +61,7 @@ class Retrieval(StrictModel):
 class Fingerprints(StrictModel):
     """Of the questions trained on and of those evaluated on, see `squad.fingerprint`."""
 
-    train: Fingerprint
+    train: Fingerprint | None  # None where nothing is trained
     eval: Fingerprint
 
 
@@ -128,7 +119,7 @@ def unread_ids(defect: Defect = "lost-text") -> frozenset[str]:
 class Recorded(StrictModel):
     """What `run.json` holds of a run."""
 
-    schema_version: Literal[2] = 2  # a later schema that reads differently gets the next number
+    schema_version: Literal[3] = 3  # a later schema that reads differently gets the next number
     experiment: Experiment
     machine: Machine
     defects: tuple[Defect, ...] = ()
@@ -165,7 +156,10 @@ class Recorded(StrictModel):
     def _fits_the_experiment(self) -> "Recorded":
         chosen, _ = chosen_questions(self.experiment, self.validation_size)
         known_questions(self.fingerprints.eval, chosen)  # if the course knows the fingerprint, it is that of these
-        numbers, trained = [epoch.epoch for epoch in self.epochs], self.experiment.epochs
+        trained = self.experiment.epochs if isinstance(self.experiment, Training) else 0
+        if (self.fingerprints.train is None) != (trained == 0):
+            raise ValueError("fingerprints.train: is there if and only if something is trained")
+        numbers = [epoch.epoch for epoch in self.epochs]
         if numbers not in ([], list(range(1, trained + 1))):
             raise ValueError(f"epochs: the numbers of the epochs are not 1 to {trained}, one after another")
         if ("lost-text" in self.defects) != (self.machine.versions.get("tokenizers") in LOSES_TEXT):
@@ -193,7 +187,8 @@ class Run(Recorded):
             for metric in METRICS:
                 check_score(getattr(scores, metric), values[metric][asked], ROUNDING[metric], f"scores.{name}.{metric}")
         ranks = self.questions.rank_before, self.questions.rank_after
-        if {value is not None for value in (self.passages, *ranks)} != {self.experiment.retrieval}:
+        measured = isinstance(self.experiment, SpanTraining) and self.experiment.retrieval
+        if {value is not None for value in (self.passages, *ranks)} != {measured}:
             raise ValueError("passages: retrieval was not measured as the experiment says")
         if self.passages and max(map(max, filter(None, ranks))) > self.passages:
             raise ValueError(f"passages: a rank is beyond these {self.passages}")
@@ -219,7 +214,7 @@ class Run(Recorded):
 
     def __repr__(self) -> str:
         """Its name, what was trained on, and EM and F1: the record itself is thousands of lines."""
-        scores = (f"{name}: EM {one.exact_match}, F1 {one.f1}" for name, one in self.scores.items())
+        scores = (f"{name}: EM {score.exact_match}, F1 {score.f1}" for name, score in self.scores.items())
         return f"<Run {self.experiment.name}: {training_in_words(self.experiment)}; {'; '.join(scores)}>"
 
     __str__ = __repr__

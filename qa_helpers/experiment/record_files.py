@@ -15,9 +15,10 @@ from qa_helpers.data.rows import short
 from qa_helpers.data.squad import ASSETS
 from qa_helpers.evaluation.metrics import f1, relation
 from qa_helpers.experiment.answers_file import read_questions, to_parquet
+from qa_helpers.experiment.forms import RecordError, naming, parse
 from qa_helpers.experiment.questions import KnownQuestions, known_questions
 from qa_helpers.experiment.record import Recorded, Run
-from qa_helpers.experiment.spec import RecordError, chosen_questions, naming, parse
+from qa_helpers.experiment.spec import chosen_questions
 
 RUN, ANSWERS = "run.json", "answers.parquet"
 
@@ -41,9 +42,9 @@ def read_record(path: Path | str) -> Run:
         raise _of_before(folder)
     source = folder / RUN
     raw = read_json(source, RecordError)
-    if isinstance(raw, dict) and raw.get("schema_version") == 1 and "questions" in raw:
-        raise _of_before(source)
-    recorded: Recorded = parse(Recorded, raw, str(source))
+    if isinstance(raw, dict) and raw.get("schema_version") in (1, 2):
+        raise _of_before(source, raw["schema_version"])
+    recorded = parse(Recorded, raw, str(source))
     known = _known(recorded)
     questions = read_questions(folder / ANSWERS, known.ids if known else None)
     with naming(str(source)):
@@ -65,10 +66,11 @@ def load_records(pattern: str = "*") -> dict[str, Run]:
     return {path.parent.name: read_record(path) for path in sorted(folder.glob(f"{pattern}/{RUN}"))}
 
 
-def _of_before(path: Path) -> RecordError:
+def _of_before(path: Path, schema_version: int = 1) -> RecordError:
+    last, form = {1: (LAST_COMMIT, "one JSON file"), 2: ("ad405d1", "an experiment without a kind")}[schema_version]
     return RecordError(
-        f"{path}: is a record in the form of before, one JSON file; commit {LAST_COMMIT} is the last that reads it, or "
-        f"run the experiment again (now a record is a folder with {RUN} and {ANSWERS})"
+        f"{path}: is a record in the form of before, {form}; commit {last} is the last that reads it, or run the "
+        f"experiment again (now a record is a folder with {RUN} and {ANSWERS})"
     )
 
 

@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 
 from qa_helpers.common.io import project_folder
-from qa_helpers.evaluation.statistics import PERCENT_BOUNDS, bootstrap_mean
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record import Retrieval, Run, paired_columns
 from qa_helpers.experiment.record_files import RUN, check_answers, load_records, read_record
-from qa_helpers.experiment.run import fingerprints, load_rows
-from qa_helpers.experiment.scores import METRICS, Score, Scores
-from qa_helpers.experiment.spec import RecordError
+from qa_helpers.experiment.run import load_rows
+from qa_helpers.experiment.scores import METRICS, Scores, scores_of
+from qa_helpers.experiment.spec import AsItComes, Combination
 from qa_helpers.experiment.store import check_work, run_experiment, runs_folder
 from qa_helpers.model import load
 
@@ -104,19 +104,9 @@ def changed_in_words(changed: ChangedAnswers) -> str:
 
 def scores_without(run: Run, ids: Collection[str]) -> dict[str, Scores]:
     """A run's scores on each evaluation set without some of its questions."""
-    kept = {name: [i for i in places if run.questions.id[i] not in ids] for name, places in run.indices.items()}
-    return {
-        name: Scores(
-            questions=len(places),
-            **{
-                metric: Score.of(
-                    bootstrap_mean(100.0 * np.asarray(getattr(run.questions, metric))[places], bounds=PERCENT_BOUNDS)
-                )
-                for metric in METRICS
-            },
-        )
-        for name, places in kept.items()
-    }
+    columns = {metric: np.asarray(getattr(run.questions, metric)) for metric in METRICS}
+    kept = {name: [i for i in chosen if run.questions.id[i] not in ids] for name, chosen in run.indices.items()}
+    return {name: scores_of({metric: columns[metric][chosen] for metric in METRICS}) for name, chosen in kept.items()}
 
 
 def rerun_tolerance(questions: int) -> float:
@@ -150,11 +140,11 @@ def rerun(
             a run that it starts from is not found.
     """
     chain = _with_starts(record, [Path(beside)] if beside else [])
-    for one in chain:  # all, before anything is trained
-        _check_rerun(one)
-    check_work([one.experiment for one in chain])
-    for one in chain:
-        run = run_experiment(one.experiment, folder or runs_folder() / "rerun", again=True)
+    for ancestor in chain:  # all, before anything is trained
+        _check_rerun(ancestor)
+    check_work([ancestor.experiment for ancestor in chain])
+    for ancestor in chain:
+        run = run_experiment(ancestor.experiment, folder or runs_folder() / "rerun", again=True)
     return run, compare(record, run) + _compare_recall(record.retrieval, run.retrieval)
 
 
@@ -184,7 +174,7 @@ def _record_of_start(name: str, words: str, folders: list[Path]) -> Run:
     start = read_record(path)
     if start.experiment.name != name:
         raise RecordError(f"{path}: is the record of '{start.experiment.name}', not of '{name}'")
-    if not (start.experiment.epochs or start.experiment.members):
+    if isinstance(start.experiment, AsItComes):
         raise RecordError(f"{words}, which trained nothing to start from")
     return start
 
@@ -194,14 +184,15 @@ def _check_rerun(record: Run) -> None:
     experiment = record.experiment
     if experiment.data not in ("courseqa", "squad"):
         raise RecordError(f"the record's data '{experiment.data}' is no named data set; only those are re-run")
-    if experiment.model not in load.PACKAGED and not load.is_hub_name(experiment.model):
-        raise RecordError(f"the record's model '{experiment.model}' is no model's name; only named models are re-run")
-    train_rows, eval_rows, _ = load_rows(experiment)
-    if fingerprints(train_rows, eval_rows) != record.fingerprints:
+    model = "minilm" if isinstance(experiment, Combination) else experiment.model
+    if model not in load.PACKAGED and not load.is_hub_name(model):
+        raise RecordError(f"the record's model '{model}' is no model's name; only named models are re-run")
+    rows = load_rows(experiment)
+    if rows.fingerprints != record.fingerprints:
         raise RecordError(
             f"the data at hand are not those of the record '{experiment.name}'; their fingerprints differ"
         )
-    check_answers(record, {row["id"]: row["answers"]["text"] for row in eval_rows}, f"the record '{experiment.name}'")
+    check_answers(record, {row["id"]: row["answers"]["text"] for row in rows.asked}, f"the record '{experiment.name}'")
 
 
 def _compare_recall(recorded: Retrieval | None, now: Retrieval | None) -> list[Comparison]:

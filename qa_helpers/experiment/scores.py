@@ -1,12 +1,14 @@
 """Scores with their intervals, and whether they are those of a run's questions."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
 
-from qa_helpers.evaluation.statistics import PERCENT_BOUNDS, Interval, exact_mean
-from qa_helpers.experiment.spec import Positive, StrictModel
+from qa_helpers.evaluation.statistics import PERCENT_BOUNDS, Interval, bootstrap_mean, exact_mean
+from qa_helpers.experiment.forms import Positive, StrictModel
 
 METRICS = ("string_equality", "exact_match", "f1", "contained")
 ROUNDING = dict.fromkeys(METRICS, 0.0051) | {"f1": 0.0101}  # percent: scores have two decimals, F1 of a question four
@@ -44,6 +46,13 @@ class Scores(StrictModel):
     exact_match: Score
     f1: Score
     contained: Score
+
+
+def scores_of(columns: Mapping[str, ArrayLike]) -> Scores:
+    """Means over questions with their intervals, in percent, from each metric's values, 0 to 1."""
+    values = {metric: 100.0 * np.asarray(columns[metric], dtype=float) for metric in METRICS}
+    means = {metric: Score.of(bootstrap_mean(column, bounds=PERCENT_BOUNDS)) for metric, column in values.items()}
+    return Scores(questions=len(values["f1"]), **means)
 
 
 def check_score(score: Score, values: np.ndarray, rounding: float, where: str) -> None:

@@ -15,19 +15,18 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from torch import nn
 
 from qa_helpers.common.io import project_folder, user_path
 from qa_helpers.common.quiet import quiet
 from qa_helpers.data.squad import load_qa
+from qa_helpers.experiment.answering import Loaded
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.lineage import changed_ancestors, load_run
 from qa_helpers.experiment.once import run_once
 from qa_helpers.experiment.record import Run
 from qa_helpers.experiment.record_files import read_record, write_record
-from qa_helpers.experiment.run import fingerprints, load_rows, train_and_evaluate
-from qa_helpers.experiment.spec import Experiment, RecordError
+from qa_helpers.experiment.run import load_rows, train_and_evaluate
+from qa_helpers.experiment.spec import Experiment, Training, read_experiment
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------
@@ -36,7 +35,7 @@ def runs_folder(folder: Path | str | None = None) -> Path:
     return user_path(folder or os.environ.get("QA_RUNS_DIR") or project_folder() / "runs")
 
 
-def load_trained(name: str, folder: Path | str | None = None) -> tuple[nn.Module, Any]:
+def load_trained(name: str, folder: Path | str | None = None) -> Loaded:
     """The fine-tuned model of a finished run (an ensemble's as one), on the default device, and its tokenizer.
 
     Raises:
@@ -79,7 +78,7 @@ def run_experiment(experiment: Experiment, folder: Path | str | None = None, aga
         "again=True (--again on the command line), which replaces the other"
     )
     before = partial(_clear, home) if again else None
-    return run_once(experiment, home / "experiment.json", record, result, other, before)
+    return run_once(experiment, home / "experiment.json", record, result, other, before, read_experiment)
 
 
 # Questions that a span model and a language model may be trained on, each counted once an epoch: hours on a CPU.
@@ -97,7 +96,7 @@ def check_work(experiments: Sequence[Experiment]) -> None:
         return
     share = 0.0
     for experiment in experiments:
-        if experiment.epochs:
+        if isinstance(experiment, Training):
             asked = training_questions(experiment) + experiment.probe_size
             share += experiment.epochs * asked / MOST_WORK[experiment.task]
             if share > 1:
@@ -108,7 +107,7 @@ def check_work(experiments: Sequence[Experiment]) -> None:
                 )
 
 
-def training_questions(experiment: Experiment) -> int:
+def training_questions(experiment: Training) -> int:
     """How many questions it trains on in an epoch; where that is all of those made of passages, as many as are asked.
 
     Raises:
@@ -127,8 +126,7 @@ def _clear(home: Path) -> None:
 
 def _read_back(home: Path) -> Run:
     run = read_record(home)
-    train_rows, eval_rows, _ = load_rows(run.experiment)
-    if fingerprints(train_rows, eval_rows) != run.fingerprints:
+    if load_rows(run.experiment).fingerprints != run.fingerprints:
         raise RecordError(
             f"{home}: the data have changed since this run; give the experiment another name, or run it with "
             "again=True (--again on the command line)"

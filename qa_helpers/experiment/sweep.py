@@ -4,11 +4,10 @@ Each experiment runs in a process of its own, `python -m qa_helpers run`. That c
 buys what a worker that goes on to the next experiment cannot have: GPU and threads set before torch loads, a memory
 figure free of the run before, and a crash or want of memory that ends one experiment and not the sweep.
 
-What it simplifies: progress is known to the epoch, from the checkpoints; nothing is spread over several machines.
+What it simplifies: nothing is spread over several machines.
 """
 
 import contextlib
-import fnmatch
 import os
 import signal
 import subprocess
@@ -18,91 +17,22 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import torch
 from tqdm.auto import tqdm
 
 from qa_helpers.common.device import progress_bar
-from qa_helpers.common.io import CourseError, check_writable, read_json, user_path, write_atomically
-from qa_helpers.experiment.catalogue import named_experiments
+from qa_helpers.common.io import CourseError, check_writable, user_path, write_atomically
+from qa_helpers.experiment.lists import check_starts, is_finished
 from qa_helpers.experiment.record import Run
 from qa_helpers.experiment.record_files import read_record, write_record
-from qa_helpers.experiment.spec import Experiment, RecordError, parse
+from qa_helpers.experiment.spec import Experiment, Training
 from qa_helpers.experiment.store import run_experiment, runs_folder, training_questions
-from qa_helpers.training.trainer import COMPLETE
+from qa_helpers.training.trainer import read_progress
 
-POLL_SECONDS = 0.2  # how often the processes and their checkpoints are looked at
+POLL_SECONDS = 0.2  # how often the processes and their progress are looked at
 START_COST = 100  # what loading and the last evaluation cost, in questions trained on: a rough mean
-
-
-# ---- the list --------------------------------------------------------------------------------------------------
-def read_experiments(paths: Sequence[Path | str]) -> list[Experiment]:
-    """The experiments of JSON files that each hold a list: of objects, or of names that `run --list` shows.
-
-    What does not end in .json is no file but a pattern of such names, as `class-experiment*`.
-
-    Raises:
-        RecordError: naming the file, the place in its list (counted from 1) and, where there is one, the field; or a
-            pattern that no name matches.
-    """
-    places: dict[str, str] = {}
-    experiments = []
-    for path in paths:
-        raw = read_json(path, RecordError) if str(path).endswith(".json") else _matching(str(path))
-        if not isinstance(raw, list) or not raw:
-            raise RecordError(f"{path}: is no list of experiments, [{{…}}, …]")
-        for number, item in enumerate(raw, start=1):
-            place = f"{path}: no. {number}"
-            experiment = _experiment(item, place)
-            if experiment.name in places:
-                raise RecordError(f"{place}: name: '{experiment.name}' is taken ({places[experiment.name]})")
-            places[experiment.name] = place
-            experiments.append(experiment)
-    return experiments
-
-
-def _matching(pattern: str) -> list[str]:
-    names = fnmatch.filter(named_experiments(), pattern)
-    if not names:
-        raise RecordError(
-            f"no experiment has a name like '{pattern}'; run --list shows the names; a list ends in .json"
-        )
-    return names
-
-
-def _experiment(item: Any, place: str) -> Experiment:
-    if isinstance(item, dict):
-        experiment: Experiment = parse(Experiment, item, place)
-        return experiment
-    if not isinstance(item, str):
-        raise RecordError(f"{place}: is neither an experiment, {{…}}, nor the name of one")
-    named = named_experiments()
-    if item not in named:
-        raise RecordError(f"{place}: there is no experiment '{item}'; run --list shows those that have names")
-    return named[item]
-
-
-def check_starts(experiments: Sequence[Experiment], folder: Path) -> None:
-    """See that every run which another starts from comes earlier in the list, or is finished.
-
-    Raises:
-        RecordError: naming the first that does not.
-    """
-    earlier: dict[str, Experiment] = {}
-    for number, experiment in enumerate(experiments, start=1):
-        for start in experiment.parents:
-            words = f"no. {number} of the list: '{experiment.name}' starts from '{start}', which"
-            if start in earlier:
-                if not (earlier[start].epochs or earlier[start].members):
-                    raise RecordError(f"{words} trains nothing to start from")
-            elif not _is_finished(start, folder):
-                raise RecordError(f"{words} is neither earlier in the list nor finished in {folder}")
-        earlier[experiment.name] = experiment
-
-
-def _is_finished(name: str, folder: Path) -> bool:
-    return (folder / name / "run.json").exists()
 
 
 # ---- the sweep -------------------------------------------------------------------------------------------------
@@ -141,7 +71,7 @@ def run_sweep(
     if waiting:
         check_writable(folder / "run.json")
         sweep.run(waiting, environments(min(processes or max(1, len(gpus())), len(waiting))))
-    names = [one.name for one in experiments]
+    names = [experiment.name for experiment in experiments]
     return (
         {name: sweep.runs[name] for name in names if name in sweep.runs},
         {name: sweep.failures[name] for name in names if name in sweep.failures},
@@ -169,13 +99,16 @@ class _Sweep:
 
     def read_back(self, experiments: Sequence[Experiment]) -> list[Experiment]:
         """Read the finished ones; returns the others."""
-        finished = [one for one in experiments if _is_finished(one.name, self.folder)]
-        for experiment in finished:
+        waiting = []
+        for experiment in experiments:
+            if not is_finished(experiment.name, self.folder):
+                waiting.append(experiment)
+                continue
             try:
                 self._keep(run_experiment(experiment, self.folder), " (read back)")
             except CourseError as problem:
                 self._fail(experiment, str(problem))
-        return [one for one in experiments if one not in finished]
+        return waiting
 
     def run(self, waiting: list[Experiment], free: list[dict[str, str]]) -> None:
         """Run experiments, one at a time in each of the environments; both lists are used up."""
@@ -184,8 +117,7 @@ class _Sweep:
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 while waiting or workers:
-                    pending = [one.name for one in waiting] + [worker.experiment.name for worker in workers]
-                    for experiment in [one for one in waiting if not set(one.parents) & set(pending)]:
+                    for experiment in self._ready(waiting, workers):
                         if failed := [name for name in experiment.parents if name in self.failures]:
                             waiting.remove(experiment)
                             self._fail(experiment, f"not run, since '{failed[0]}' failed")
@@ -193,7 +125,7 @@ class _Sweep:
                             waiting.remove(experiment)
                             workers.append(_start(experiment, self.folder, Path(scratch), free.pop(0)))
                     time.sleep(POLL_SECONDS)
-                    for worker in [one for one in workers if one.process.poll() is not None]:
+                    for worker in [worker for worker in workers if worker.process.poll() is not None]:
                         workers.remove(worker)
                         free.append(worker.environment)
                         self._finish(worker)
@@ -203,6 +135,12 @@ class _Sweep:
                 for worker in workers:
                     worker.process.kill()  # no harm: a killed run goes on from its last whole epoch
                     worker.process.wait()
+
+    @staticmethod
+    def _ready(waiting: Sequence[Experiment], workers: Sequence[_Worker]) -> list[Experiment]:
+        """Those that wait for no other."""
+        pending = {experiment.name for experiment in waiting} | {worker.experiment.name for worker in workers}
+        return [experiment for experiment in waiting if pending.isdisjoint(experiment.parents)]
 
     def _finish(self, worker: _Worker) -> None:
         code = worker.process.returncode
@@ -230,7 +168,7 @@ class _Sweep:
         _say(f"{experiment.name}: failed")
 
 
-def _say(line: str, file: Any = None) -> None:
+def _say(line: str, file: TextIO | None = None) -> None:
     """Print a line without breaking a progress bar."""
     file = file or sys.stdout
     tqdm.write(line, file=file)
@@ -288,8 +226,8 @@ class _Progress:
     """A bar over the questions that experiments train on, each counted once an epoch."""
 
     def __init__(self, experiments: Sequence[Experiment], folder: Path) -> None:
-        self.homes = {one.name: folder / one.name for one in experiments}
-        self.totals = {one.name: START_COST + one.epochs * _training_questions(one) for one in experiments}
+        self.folder = folder
+        self.totals = {plan.name: START_COST + _training_questions(plan) for plan in experiments}
         self.bar = progress_bar(
             total=sum(self.totals.values()),
             initial=self.done(()),
@@ -302,24 +240,21 @@ class _Progress:
 
     def done(self, ended: Collection[str]) -> int:
         return sum(
-            total if name in ended else int((total - START_COST) * _share_trained(self.homes[name]))
+            total if name in ended else int((total - START_COST) * _share_trained(self.folder / name))
             for name, total in self.totals.items()
         )
 
 
 def _training_questions(experiment: Experiment) -> int:
+    """How many it trains on, each counted once an epoch."""
     with contextlib.suppress(CourseError):  # its own run will say what is wrong with its data
-        return training_questions(experiment)
+        return experiment.epochs * training_questions(experiment) if isinstance(experiment, Training) else 0
     return 0
 
 
 def _share_trained(home: Path) -> float:
-    """How much of its training a run has done, from its newest whole checkpoint."""
-    marks = home.glob(f"checkpoints/checkpoint-*/{COMPLETE}")
-    newest = max((mark.parent for mark in marks), key=lambda path: int(path.name.split("-")[1]), default=None)
-    if newest is None:
-        return 0.0
-    with contextlib.suppress(CourseError):  # the run has ended since, and its checkpoints are gone
-        state = read_json(newest / "trainer_state.json")
-        return float(state["global_step"] / state["max_steps"])
-    return 1.0
+    """How much of its training a run has done."""
+    progress = read_progress(home / "checkpoints")
+    if progress is None:
+        return float((home / "run.json").exists())
+    return progress.step / progress.steps

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qa_helpers.common.io import read_json, write_atomically
-from qa_helpers.data.squad import ASSETS, DataError, fingerprint, load_qa
+from qa_helpers.data.rows import DataError
+from qa_helpers.data.squad import ASSETS, fingerprint, load_qa
+from qa_helpers.experiment.forms import RecordError, StrictModel, parse
 from qa_helpers.experiment.record import Run
-from qa_helpers.experiment.spec import RecordError, StrictModel, parse
 
 ANNOTATORS = ("first", "second", "third")
 # What is compared, and with which of the given answers (of several longest ones the first). The mean: half a point for
@@ -217,5 +218,4 @@ def load_counts(data: str = "squad", folder: Path = ASSETS) -> Counted:
         RecordError: if there are none, or they are not of that form.
     """
     path = folder / f"{data}-counts.json"
-    counted: Counted = parse(Counted, read_json(path, RecordError), str(path))
-    return counted
+    return parse(Counted, read_json(path, RecordError), str(path))

@@ -14,8 +14,9 @@ import numpy as np
 from qa_helpers.evaluation.comparisons import gains_over_blocks, mcnemar, paired_difference
 from qa_helpers.evaluation.statistics import Interval
 from qa_helpers.experiment.catalogue import COMBINES, IDEAS, SEEDS, at_size, idea
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record import Run, paired_columns
-from qa_helpers.experiment.spec import RecordError
+from qa_helpers.experiment.spec import Training
 
 Verdict = Literal["better", "worse", "not told apart"]
 
@@ -77,10 +78,10 @@ def trained_on(run: Run, records: Mapping[str, Run]) -> float:
     Raises:
         KeyError: if a run that it rests on is not among the records.
     """
-    experiment = run.experiment
-    size = experiment.train_size
-    steps = run.losses[-1][0] if run.losses else 0
-    own = steps * experiment.batch_size if size is None else size * experiment.epochs
+    experiment, own = run.experiment, 0
+    if isinstance(experiment, Training):
+        steps, size = run.losses[-1][0], experiment.train_size
+        own = steps * experiment.batch_size if size is None else size * experiment.epochs
     return float(own + sum(trained_on(records[name], records) for name in experiment.parents))
 
 

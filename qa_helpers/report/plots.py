@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 from qa_helpers.common.io import write_atomically
 from qa_helpers.data.windows import Window
 from qa_helpers.evaluation.statistics import Calibration
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record import Run
 from qa_helpers.experiment.scores import Score
-from qa_helpers.experiment.spec import RecordError
+from qa_helpers.experiment.spec import Training
 from qa_helpers.report.learning_curve import PowerLaw
 
 BLUE, ORANGE, GREEN, PINK, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
@@ -159,21 +160,21 @@ def intervals(scores: Mapping[str, Score], title: str, x: str = "score (%)", col
 
 
 def save_report_picture(runs: Iterable[Run], path: Path | str) -> None:
-    """The README's picture: EM of recorded runs by the questions that were asked, as a PNG file.
+    """The README's picture: EM of recorded trainings by the questions that were asked, as a PNG file.
 
     Raises:
         CourseError: if the name is not a PNG file's, or it cannot be written; then a former picture is as it was.
     """
     if Path(path).suffix != ".png":
         raise RecordError(f"{path}: the picture is a PNG file; give it a name that ends in .png")
-    runs = list(runs)
+    trained = [(run, run.experiment) for run in runs if isinstance(run.experiment, Training)]
     scores = {
-        f"{label} ({run.scores[name].questions:,}), seed {run.experiment.seed}": run.scores[name].exact_match
+        f"{label} ({run.scores[name].questions:,}), seed {experiment.seed}": run.scores[name].exact_match
         for name, label in (("first-500", "validation[:500]"), ("random-500", "random draw"), ("all", "all"))
-        for run in runs
+        for run, experiment in trained
         if name in run.scores
     }
-    names = {f"{run.experiment.model}, {run.experiment.train_size} questions of {run.experiment.data}" for run in runs}
+    names = {f"{plan.model}, {plan.train_size} questions of {plan.data}" for _, plan in trained}
     intervals(scores, f"{' / '.join(sorted(names))}: EM depends on the questions asked", "EM (%)")
     image = io.BytesIO()
     plt.savefig(image, format="png", dpi=110, metadata={"Software": None})  # no version: the same run, the same bytes

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qa_helpers.common.io import write_atomically
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record import Run, Timing
-from qa_helpers.experiment.spec import RecordError, training_in_words
+from qa_helpers.experiment.spec import Training, training_in_words
 
 LOST_TEXT = (
     "made with tokenizers 0.23.2, which loses text: of some long passages, the end was never read. Against runs "
@@ -31,7 +32,7 @@ def format_report(runs: Iterable[Run]) -> str:
                 training_in_words(experiment),
                 f"{name} ({scores.questions:,})",
                 *(str(getattr(scores, metric)) for metric in ("string_equality", "exact_match", "f1")),
-                _speed_in_words(timing) if experiment.epochs else "–",
+                _speed_in_words(timing) if isinstance(experiment, Training) else "–",
                 f"{run.machine.where}, {run.machine.precision}" + (" \\*" if run.defects else ""),
             ]
             lines.append("| " + " | ".join(cells) + " |")

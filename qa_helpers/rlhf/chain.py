@@ -18,13 +18,14 @@ from torch import nn
 
 from qa_helpers.common.device import describe_machine, evaluation_mode
 from qa_helpers.common.quiet import quiet
-from qa_helpers.data.rows import Row
-from qa_helpers.data.squad import DataError, fingerprint, load_qa, sample_indices
+from qa_helpers.data.rows import DataError, Row
+from qa_helpers.data.squad import fingerprint, load_qa, sample_indices
 from qa_helpers.experiment.lineage import ancestors, load_run
 from qa_helpers.experiment.once import kept, run_once
 from qa_helpers.experiment.record import Ancestor, Machine
+from qa_helpers.experiment.run import training_rows
 from qa_helpers.experiment.scores import Score
-from qa_helpers.experiment.spec import Experiment
+from qa_helpers.experiment.spec import Experiment, Training
 from qa_helpers.experiment.store import runs_folder
 from qa_helpers.rlhf.chain_record import (
     RANKERS,
@@ -108,7 +109,7 @@ def run_chain(chain: Chain, folder: Path | str | None = None) -> ChainRun:
 
 def _run(chain: Chain, home: Path) -> ChainRun:
     model, tokenizer = load_run(chain.reference, home.parent)
-    rests_on = ancestors(Experiment(name="chain", start_from=chain.reference), home.parent)
+    rests_on = ancestors([chain.reference], home.parent)
     asked = _ask(chain, model, tokenizer, rests_on)
     rewards = {plan.name: _train_reward(plan, chain, asked) for plan in chain.rewards}
     policies = {}
@@ -190,10 +191,11 @@ def _unseen(chain: Chain, rests_on: dict[str, Ancestor]) -> list[Row]:
 
 def _trained_on(experiment: Experiment) -> list[str]:
     """The articles of the questions that a run was trained on."""
+    if not isinstance(experiment, Training):
+        return []
     if experiment.questions == "cloze":  # of all passages
         return list(load_qa(experiment.data, "train")["title"])
-    which = (experiment.train_size, experiment.sampling, experiment.sampling_seed, experiment.per_passage)
-    return list(load_qa(experiment.data, "train", *which)["title"])
+    return list(training_rows(experiment)["title"])
 
 
 def _proposals(references: Sequence[Reference], seed: int) -> list[list[Candidate]]:

@@ -13,11 +13,13 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from qa_helpers.common.io import project_folder
-from qa_helpers.experiment.catalogue import SCALES, SEEDS, Scale
+from qa_helpers.experiment.catalogue import SEEDS
+from qa_helpers.experiment.forms import Count, Fraction, Line, Name, Positive, RecordError, Seed, StrictModel
 from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.record import Ancestor, Machine
+from qa_helpers.experiment.scales import SCALES, Scale
 from qa_helpers.experiment.scores import Score
-from qa_helpers.experiment.spec import Count, Fraction, Line, Name, Positive, RecordError, Seed, StrictModel, change
+from qa_helpers.experiment.spec import change
 
 # What a reward model must beat to have learned what people want stands beside it.
 RANKERS = ("reward model", "shorter answer", "own probability")

@@ -21,7 +21,7 @@ from qa_helpers.evaluation.comparisons import WinRate, gains_over_blocks, paired
 from qa_helpers.evaluation.metrics import exact_match, f1
 from qa_helpers.evaluation.span_answers import BATCH_SIZE
 from qa_helpers.evaluation.statistics import PERCENT_BOUNDS, UNBOUNDED, Interval
-from qa_helpers.experiment.spec import RecordError
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.rlhf.chain_record import ChainRun, Columns
 from qa_helpers.rlhf.policy import Question, exact_kl, expectation, forward, passage_mask, span_log_probs, to_span
 from qa_helpers.rlhf.preferences import agreement

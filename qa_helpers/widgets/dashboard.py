@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from qa_helpers.common.io import CourseError
 from qa_helpers.evaluation.metrics import CATEGORIES
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record import Run
 from qa_helpers.experiment.record_files import load_records
 from qa_helpers.experiment.scores import METRICS
-from qa_helpers.experiment.spec import RecordError
 from qa_helpers.widgets.look import Shown, block, labelled, paragraph, picture, problem
 from qa_helpers.widgets.run_views import (
     METRIC_NAMES,

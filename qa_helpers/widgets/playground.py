@@ -20,7 +20,8 @@ from qa_helpers.common.io import CourseError
 from qa_helpers.data.rows import DataError, Row, check_text, is_blank
 from qa_helpers.data.squad import load_qa
 from qa_helpers.evaluation.span_answers import Span, TokenScore, answer
-from qa_helpers.experiment.spec import RecordError, read_experiment
+from qa_helpers.experiment.forms import RecordError
+from qa_helpers.experiment.spec import Combination, read_experiment
 from qa_helpers.experiment.store import load_trained, runs_folder
 from qa_helpers.model import load
 from qa_helpers.widgets.look import Mark, Shown, block, button, labelled, paragraph, passage, problem, table
@@ -163,7 +164,7 @@ def available_models(folder: Path | str | None = None) -> dict[str, Loader]:
 def _has_span_model(home: Path) -> bool:
     with contextlib.suppress(RecordError):  # a broken run is offered: loading it says what is wrong
         experiment = read_experiment(home / "experiment.json")
-        return experiment.task == "span" and bool(experiment.ensemble_of or (home / "model").is_dir())
+        return experiment.task == "span" and (isinstance(experiment, Combination) or (home / "model").is_dir())
     return True
 
 

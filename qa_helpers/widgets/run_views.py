@@ -16,9 +16,9 @@ from qa_helpers.data.squad import load_qa
 from qa_helpers.evaluation.comparisons import mcnemar, paired_difference
 from qa_helpers.evaluation.metrics import load_card
 from qa_helpers.evaluation.statistics import Interval
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record import Run, paired_columns
 from qa_helpers.experiment.scores import METRICS, Scores
-from qa_helpers.experiment.spec import RecordError
 from qa_helpers.report.plots import COLOURS
 from qa_helpers.widgets.look import paragraph, table
 

@@ -25,10 +25,12 @@ from typing import Any, Literal
 import ipywidgets
 
 from qa_helpers.common.io import CourseError, read_json, write_atomically
-from qa_helpers.experiment.catalogue import METHODS, Scale, current_scale, method
+from qa_helpers.experiment.catalogue import METHODS, method
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record import Run
 from qa_helpers.experiment.record_files import read_record
-from qa_helpers.experiment.spec import Experiment, RecordError, change
+from qa_helpers.experiment.scales import Scale, current_scale
+from qa_helpers.experiment.spec import SpanTraining, Training, change
 from qa_helpers.experiment.store import runs_folder
 from qa_helpers.training.trainer import COMPLETE, PROGRESS, read_progress
 from qa_helpers.widgets.look import Shown, block, button, labelled, paragraph, problem, table
@@ -46,7 +48,7 @@ METHOD_NAMES = {
 
 def panel_experiment(
     scale: Scale, train_size: int, epochs: int, learning_rate: float, trainable: str, seed: int = 0
-) -> Experiment:
+) -> SpanTraining:
     """The experiment that these settings describe; the same settings have the same name.
 
     Raises:
@@ -80,7 +82,7 @@ class Progress:
 class TrainingJob:
     """One experiment in a process of its own."""
 
-    def __init__(self, experiment: Experiment, folder: Path | str | None = None) -> None:
+    def __init__(self, experiment: Training, folder: Path | str | None = None) -> None:
         """Start it; one that was stopped goes on, one that is finished is read back."""
         self.experiment, self.folder = experiment, runs_folder(folder)
         self._stopped = False
@@ -214,7 +216,7 @@ class TrainerPanel(Shown):
         self.box = ipywidgets.VBox([*fields, ipywidgets.HBox([self.start, self.stop, self.bar]), self.status])
         self._say("not started")
 
-    def experiment(self) -> Experiment:
+    def experiment(self) -> SpanTraining:
         """What the settings describe.
 
         Raises:

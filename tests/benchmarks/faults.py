@@ -215,10 +215,10 @@ _TRAINING = [
     ),
     Fault(
         "an average is of all runs but one",
-        "qa_helpers/experiment/lineage.py",
+        "qa_helpers/model/combine.py",
         "parameter.copy_(sums[name] / count)",
         "parameter.copy_((sums[name] - parameter) / (count - 1))",
-        "tests/experiment/test_lineage.py::test_the_mean_of_weights_does_not_depend_on_their_order[5]",
+        "tests/model/test_combine.py::test_the_mean_of_weights_does_not_depend_on_their_order[5]",
     ),
     # As many questions as the validation set holds: their number does not give the fault away.
     Fault(
@@ -231,15 +231,15 @@ _TRAINING = [
     Fault(
         "the probe of validation questions is drawn from the training questions",
         "qa_helpers/experiment/run.py",
-        '"eval": _probe(eval_rows, experiment)',
-        '"eval": _probe(train_rows, experiment)',
+        '"eval": _probe(rows.asked, experiment)',
+        '"eval": _probe(rows.train, experiment)',
         "tests/experiment/test_probes.py::test_the_probes_are_of_the_training_and_of_the_validation_questions",
     ),
     Fault(
         "a run that starts from another does not wait for it",
         "qa_helpers/experiment/sweep.py",
-        "if not set(one.parents) & set(pending)]",
-        "if set(pending)]",
+        "if pending.isdisjoint(experiment.parents)]",
+        "if pending]",
         "tests/experiment/test_sweep.py::test_processes_run_side_by_side_but_after_what_they_start_from",
     ),
     Fault(

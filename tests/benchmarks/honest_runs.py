@@ -24,9 +24,10 @@ from tables import print_table
 from qa_helpers.common.io import project_folder, write_atomically
 from qa_helpers.course.nbval_tolerance import FLOAT, parse_tolerance
 from qa_helpers.course.notebooks import execute_notebook, read_notebook
-from qa_helpers.experiment.catalogue import SCALES, replay
+from qa_helpers.experiment.catalogue import replay
 from qa_helpers.experiment.record import Run
 from qa_helpers.experiment.record_files import load_records, read_record
+from qa_helpers.experiment.scales import SCALES
 from qa_helpers.experiment.spec import Experiment
 
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -16,7 +16,7 @@ from qa_helpers.__main__ import main
 from qa_helpers.common.io import CourseError, check_writable, user_path, write_atomically
 from qa_helpers.experiment import once, run, store
 from qa_helpers.experiment.record_files import write_record
-from qa_helpers.experiment.spec import EvalSet, Experiment
+from qa_helpers.experiment.spec import EvalSet, SpanTraining
 
 ROOT = Path(__file__).parents[2]
 MARKED = "<!-- report -->\nold\n<!-- /report -->\n"
@@ -33,7 +33,7 @@ def place(finished, tmp_path, monkeypatch):
     (tmp_path / "old.png").write_text("a picture")
     (tmp_path / "notebook.ipynb").write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
     write_record(finished[1], tmp_path / "record")
-    new = Experiment(name="new", train_size=8, epochs=1, evaluations={"few": EvalSet(limit=4)})
+    new = SpanTraining(name="new", train_size=8, epochs=1, evaluations={"few": EvalSet(limit=4)})
     (tmp_path / "new.json").write_text(new.model_dump_json())
     (tmp_path / "list.json").write_text(json.dumps([new.model_dump(mode="json")]))
     return tmp_path
@@ -149,9 +149,9 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypat
     assert find_file("squad", "train") == home / "data" / "squad" / "train.json"
     assert find_file("~/data/squad", "train") == home / "data" / "squad" / "train.json"
     with pytest.raises(CourseError, match="no-such-model"):  # wherever it stops, the run's folder is the home's
-        store.run_experiment(Experiment(name="x", train_size=4, model="/no-such-model"), "~/other")
+        store.run_experiment(SpanTraining(name="x", train_size=4, model="/no-such-model"), "~/other")
     with pytest.raises(CourseError, match="no-such-model"):
-        store.run_experiment(Experiment(name="x", train_size=4, model="/no-such-model"))
+        store.run_experiment(SpanTraining(name="x", train_size=4, model="/no-such-model"))
     write_atomically("~/record.json", "x")
     pair = Pair.of("Who?", "Ada or Bob.", "Ada", "Bob")
     RankingSession([pair], "~/rankings.sqlite", "ada").choose(pair, "A")

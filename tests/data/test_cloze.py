@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from qa_helpers.data import cloze
 from qa_helpers.data.cloze import BLANK, MAX_BYTES, MAX_WORDS, STOP_WORDS, cloze_questions, load_cloze, recurring_spans
-from qa_helpers.data.squad import DataError, load_qa
+from qa_helpers.data.rows import DataError
+from qa_helpers.data.squad import load_qa
 from qa_helpers.data.squad_file import read_squad_file
 from qa_helpers.data.windows import make_windows
 

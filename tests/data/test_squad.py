@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_squad import CONTEXT, ROW, valid, write
 
-from qa_helpers.data.squad import ASSETS, DataError, find_file, fingerprint, load_qa, sample_indices
+from qa_helpers.data.rows import DataError
+from qa_helpers.data.squad import ASSETS, find_file, fingerprint, load_qa, sample_indices
 from qa_helpers.data.squad_file import read_squad_file
 
 
@@ -168,7 +169,8 @@ def test_without_network_squad_gives_one_sentence_fast(tmp_path):
 
         socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = touched
         import datasets
-        from qa_helpers.data.squad import DataError, load_qa
+        from qa_helpers.data.rows import DataError
+        from qa_helpers.data.squad import load_qa
 
         begin = time.monotonic()
         try:

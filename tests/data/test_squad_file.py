@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from small_squad import CONTEXT, ROW, valid, write
 
 from qa_helpers.common import device, io
-from qa_helpers.data.squad import DataError, load_qa
+from qa_helpers.data.rows import DataError
+from qa_helpers.data.squad import load_qa
 from qa_helpers.data.squad_file import read_squad_file
 
 

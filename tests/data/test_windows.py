@@ -8,7 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qa_helpers.common.io import ModelError
-from qa_helpers.data.squad import DataError, load_qa
+from qa_helpers.data.rows import DataError
+from qa_helpers.data.squad import load_qa
 from qa_helpers.data.windows import MAX_LENGTH, STRIDE, make_windows, token_characters, training_features
 
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.text import squad
 
-from qa_helpers.data.rows import is_blank
-from qa_helpers.data.squad import DataError, fingerprint, load_qa
+from qa_helpers.data.rows import DataError, is_blank
+from qa_helpers.data.squad import fingerprint, load_qa
 from qa_helpers.evaluation.metrics import (
     CATEGORIES,
     LADDER,

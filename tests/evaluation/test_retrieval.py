@@ -7,11 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qa_helpers.data.squad import DataError, load_qa
+from qa_helpers.data.rows import DataError
+from qa_helpers.data.squad import load_qa
 from qa_helpers.evaluation import retrieval
-from qa_helpers.evaluation.retrieval import BATCH_SIZE, MAX_TOKENS, embed, encoder, ranks, retrieval_ranks
+from qa_helpers.evaluation.retrieval import BATCH_SIZE, MAX_TOKENS, embed, ranks, retrieval_ranks
 from qa_helpers.model.load import load_qa_model
-from qa_helpers.model.trainable import set_trainable
+from qa_helpers.model.trainable import encoder, set_trainable
 
 TEXTS = ["Tea", "Tea is made from leaves.", "Who keeps a lighthouse?", "", "日本語 😀", "word " * 60]
 

@@ -13,8 +13,7 @@ from tiny_model import tiny_language_model
 from transformers import LlamaForCausalLM
 
 from qa_helpers.common.io import ModelError
-from qa_helpers.data.rows import is_blank
-from qa_helpers.data.squad import DataError
+from qa_helpers.data.rows import DataError, is_blank
 from qa_helpers.evaluation import written_answers
 from qa_helpers.evaluation.written_answers import (
     IGNORED,

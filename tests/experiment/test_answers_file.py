@@ -6,8 +6,8 @@ import pytest
 
 from qa_helpers.experiment import answers_file
 from qa_helpers.experiment.answers_file import read_columns, read_questions, to_parquet
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.questions import Questions
-from qa_helpers.experiment.spec import RecordError
 
 QUESTIONS = Questions(
     id=["a", "b"], prediction=["é \u2028\n", ""], confidence=[0.1234, 1.0], f1=[0.5, 0.0], relation=["overlap", "empty"]

@@ -1,24 +1,26 @@
 """Scales and the experiments that have names: each can be run as it is described, from its name alone."""
 
+import json
+
 import pytest
 from transformers import BertConfig, BertForQuestionAnswering
 
 from qa_helpers.data.squad import load_qa
 from qa_helpers.experiment.catalogue import (
+    CHANGES,
     COMBINES,
     FEW,
     IDEAS,
     LEARNING_RATES,
     METHODS,
     REPORTED,
-    SCALES,
     SCREENED,
     SEEDS,
     SMALL_SIZES,
     TOGETHER,
     at_size,
+    changes_of,
     cloze,
-    current_scale,
     from_experiment2,
     idea,
     language_model,
@@ -27,8 +29,10 @@ from qa_helpers.experiment.catalogue import (
     replay,
     together,
 )
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record_files import load_records
-from qa_helpers.experiment.spec import Experiment, RecordError
+from qa_helpers.experiment.scales import SCALES, current_scale
+from qa_helpers.experiment.spec import AsItComes, Combination, LanguageTraining, Training, parse_experiment
 from qa_helpers.model import load, trainable
 
 
@@ -54,8 +58,12 @@ def test_named_experiments_can_be_described_and_run_from_names_only():
     for name, experiment in named.items():
         assert experiment.name == name
         assert experiment.data in ("courseqa", "squad")
-        assert experiment.model in load.PACKAGED or load.is_hub_name(experiment.model)
-        assert experiment.start_from is None or experiment.start_from in named
+        assert set(experiment.parents) <= set(named)
+        assert (
+            isinstance(experiment, Combination)
+            or experiment.model in load.PACKAGED
+            or load.is_hub_name(experiment.model)
+        )
 
 
 def test_no_two_named_experiments_are_the_same_but_for_their_names():
@@ -68,7 +76,7 @@ def test_named_experiments_of_the_quick_scale_ask_for_no_more_than_there_is():
     quick = [experiment for experiment in named_experiments().values() if experiment.data == "courseqa"]
     assert quick
     for experiment in quick:
-        assert experiment.train_size <= len(train)
+        assert not isinstance(experiment, Training) or experiment.train_size <= len(train)
         for evaluation in experiment.evaluations.values():
             assert evaluation.indices(len(validation)) == list(range(len(validation))) or evaluation == FEW
 
@@ -163,10 +171,12 @@ def test_a_language_model_is_asked_as_it_comes_or_fine_tuned_with_lora():
         plain, tuned = (language_model(scale, 40, epochs=epochs) for epochs in (0, 1))
         assert plain.name == f"{scale.name}-zero-shot-smollm2-seed0"
         assert tuned.name == f"{scale.name}-sft-40-smollm2-seed0"
-        assert (plain.epochs, tuned.epochs) == (0, 1)
+        assert isinstance(plain, AsItComes)
+        assert isinstance(tuned, LanguageTraining)
+        assert (tuned.epochs, tuned.trainable) == (1, "lora")
         assert plain.evaluations == tuned.evaluations == method(scale, "all").evaluations
         for one in (plain, tuned):
-            assert (one.model, one.task, one.trainable) == ("smollm2", "generate", "lora")
+            assert (one.model, one.task) == ("smollm2", "generate")
 
 
 # ---- sizes and ideas -------------------------------------------------------------------------------------------
@@ -181,16 +191,41 @@ def test_sizes_differ_in_their_size_only_and_are_the_replays_where_these_are():
         assert one.model_dump(exclude={"name", "train_size"}) == whole.model_dump(exclude={"name", "train_size"})
 
 
-@pytest.mark.parametrize("which", IDEAS)
+CHANGED = {  # by idea: what it changes of experiment 2
+    "lr-half": {"learning_rate": 7.5e-5},
+    "lr-double": {"learning_rate": 3e-4},
+    "epochs-3": {"epochs": 3},
+    "epochs-10": {"epochs": 10},
+    "batch-8": {"batch_size": 8},
+    "batch-32": {"batch_size": 32},
+    "cosine": {"schedule": "cosine", "warmup": 0.1},
+    "random-articles": {"sampling": "random"},
+    "two-a-passage": {"per_passage": 2},
+    "layer-decay": {"layer_decay": 0.9},
+    "smoothing": {"label_smoothing": 0.1},
+    "cloze-first": {"start_from": "class-cloze-seed0"},
+    "average-last-3": {"average_last": 3},
+    "ensemble": {"kind": "combine runs", "mean_of": "answers"},
+    "average-seeds": {"kind": "combine runs", "mean_of": "weights"},
+}
+
+
+def test_the_ideas_are_these():
+    assert tuple(CHANGED) == IDEAS == (*CHANGES, *COMBINES)
+
+
+@pytest.mark.parametrize("which", CHANGED)
 def test_an_idea_changes_what_it_says_and_nothing_else(which):
     for size in (1_000, 5_000):
         base, one = at_size(size), idea(which, size)
-        changed = {name for name in type(one).model_fields if getattr(one, name) != getattr(base, name)}
-        extra = {"epochs"} if which in COMBINES else set()
-        assert changed - {"name", "evaluations"} == set(IDEAS[which]) | extra
-        assert Experiment.model_validate(one.model_dump()) == one
+        changed = {name: value for name, value in dict(one).items() if dict(base).get(name) != value}
+        members = {"members": tuple(at_size(size, seed).name for seed in SEEDS)} if which in COMBINES else {}
+        changed.pop("evaluations", None)
+        assert changed == CHANGED[which] | members | {"name": f"class-idea-{which}-{size}-seed0"}
+        assert parse_experiment(json.loads(one.model_dump_json()), "itself") == one
         assert named_experiments()[one.name] == one
         if size == 5_000:
+            assert changes_of(which) == CHANGED[which] | members
             assert one.evaluations == base.evaluations
         else:
             assert one.evaluations == {"random-2000": SCREENED}
@@ -201,8 +236,7 @@ def test_ideas_that_combine_or_follow_runs_name_such_as_there_are():
     for name, experiment in named.items():
         for parent in experiment.parents:
             assert parent in named, name
-            assert named[parent].seed == experiment.seed or experiment.members
-    assert idea("ensemble", 5_000).ensemble_of == tuple(at_size(5_000, seed).name for seed in SEEDS)
+            assert isinstance(experiment, Combination) or named[parent].seed == experiment.seed
     assert idea("cloze-first", 1_000, 1).start_from == cloze(1).name
 
 

@@ -6,19 +6,17 @@ import shutil
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import log_softmax
 
-from qa_helpers.common.device import default_device
 from qa_helpers.data.squad import load_qa
 from qa_helpers.data.windows import make_windows
 from qa_helpers.evaluation.span_answers import answer, best_spans, window_logits
 from qa_helpers.experiment import lineage
 from qa_helpers.experiment import run as run_module
-from qa_helpers.experiment.lineage import Ensemble, average_weights
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record_files import read_record
 from qa_helpers.experiment.rerun import rerun
-from qa_helpers.experiment.spec import EvalSet, Experiment, RecordError, change
+from qa_helpers.experiment.spec import AsItComes, Combination, EvalSet, SpanTraining, change
 from qa_helpers.experiment.store import load_trained, run_experiment
 from qa_helpers.model import load
 from qa_helpers.model.trainable import count_parameters
@@ -32,7 +30,7 @@ def pair(tmp_path_factory):
     """A runs folder with two finished runs, "a" and "b", which no test changes; and their experiments."""
     folder = tmp_path_factory.mktemp("runs")
     chosen = [
-        Experiment(name=name, train_size=8, epochs=1, batch_size=4, learning_rate=5e-4, seed=seed, **FEW)
+        SpanTraining(name=name, train_size=8, epochs=1, batch_size=4, learning_rate=5e-4, seed=seed, **FEW)
         for seed, name in enumerate("ab")
     ]
     for experiment in chosen:
@@ -51,21 +49,26 @@ def no_training(monkeypatch):
     monkeypatch.setattr(run_module, "train", None)
 
 
-def combined(**members):
-    return Experiment(name="both", epochs=0, train_size=1, **members, **FEW)
+def combined(mean_of, *members):
+    return Combination(name="both", mean_of=mean_of, members=members, evaluations=FEW["evaluations"])
+
+
+# What only a span model's training has, to be taken away.
+OF_SPANS = dict.fromkeys(("layer_decay", "label_smoothing", "targets", "average_last", "retrieval"))
 
 
 def rewrite(run, **changes):
-    """Change a finished run's experiment, in the description and in the record."""
+    """Change a finished run's experiment, in the description and in the record; None takes a field away."""
     for path, inside in ((run / "experiment.json", False), (run / "run.json", True)):
         content = json.loads(path.read_text())
-        (content["experiment"] if inside else content).update(changes)
-        path.write_text(json.dumps(content))
+        changed = (content["experiment"] if inside else content) | changes
+        changed = {name: value for name, value in changed.items() if name not in changes or value is not None}
+        path.write_text(json.dumps(content | {"experiment": changed} if inside else changed))
 
 
 # ---- ensembles --------------------------------------------------------------------------------------------------
 def test_an_ensemble_answers_by_its_members_mean_log_probabilities(runs, tokenizer, no_training):
-    run = run_experiment(combined(ensemble_of=("a", "b")), runs)
+    run = run_experiment(combined("answers", "a", "b"), runs)
     rows = list(load_qa(split="validation", limit=8))
     windows = make_windows(rows, tokenizer)
     assert len(windows) == 8  # one a question
@@ -88,29 +91,18 @@ def test_an_ensemble_answers_by_its_members_mean_log_probabilities(runs, tokeniz
 
 
 def test_an_ensemble_is_loaded_as_a_model_and_read_back(runs, no_training):
-    run = run_experiment(combined(ensemble_of=("b", "a")), runs)
+    run = run_experiment(combined("answers", "b", "a"), runs)
     assert run_experiment(run.experiment, runs) == run
     model, tokenizer = load_trained("both", runs)
     rows = list(load_qa(split="validation", limit=8))
     assert [one.text for one in answer(model, tokenizer, rows).predictions] == run.questions.prediction
     with pytest.raises(RecordError, match=r"no such model to start from; run 'both' first \(.* nor does an ensemble"):
-        run_experiment(Experiment(name="next", start_from="both"), runs)
-
-
-def test_an_ensemble_of_copies_of_a_model_answers_as_it_also_with_several_windows(tiny_model, tokenizer, course):
-    model = tiny_model().eval().to(default_device())
-    rows = course[:10]
-    assert len(make_windows(rows, tokenizer, 64, 16)) > 20
-    alone, together = (
-        answer(one, tokenizer, rows, max_length=64, stride=16)
-        for one in (model, Ensemble([model, copy.deepcopy(model)]))
-    )
-    assert together == alone
+        run_experiment(SpanTraining(name="next", start_from="both"), runs)
 
 
 # ---- averages ---------------------------------------------------------------------------------------------------
 def test_an_average_has_the_mean_of_its_members_weights_and_is_a_model_like_any_other(runs, tokenizer, no_training):
-    run = run_experiment(combined(average_of=("a", "b")), runs)
+    run = run_experiment(combined("weights", "a", "b"), runs)
     one, other = (load_trained(name, runs)[0].state_dict() for name in "ab")
     model, _ = load_trained("both", runs)
     found = model.state_dict()
@@ -121,35 +113,20 @@ def test_an_average_has_the_mean_of_its_members_weights_and_is_a_model_like_any_
     rows = list(load_qa(split="validation", limit=8))
     assert [one.text for one in answer(model, tokenizer, rows).predictions] == run.questions.prediction
     assert run.parameters == (0, count_parameters(model)[1])
-    start, _ = lineage.starting_point(Experiment(name="next", start_from="both"), runs)
+    start, _ = lineage.starting_point(SpanTraining(name="next", start_from="both"), runs)
     assert all(torch.equal(value, found[name]) for name, value in start.state_dict().items())
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_the_mean_of_weights_does_not_depend_on_their_order(count):
-    torch.manual_seed(count)
-    members = [nn.Linear(3, 4) for _ in range(count)]
-    forth, back = nn.Linear(3, 4), nn.Linear(3, 4)
-    average_weights(forth, iter(members))
-    average_weights(back, reversed(members))
-    expected = torch.stack([member.weight for member in members]).mean(0)
-    torch.testing.assert_close(forth.weight, expected)
-    assert torch.equal(forth.weight, back.weight)
-    assert torch.equal(forth.bias, back.bias)
-    assert forth.weight.requires_grad
-    average_weights(members[0], members)  # also into one of them
-    assert torch.equal(members[0].weight, forth.weight)
 
 
 def test_the_last_epochs_of_a_run_are_averaged(tmp_path, monkeypatch):
     seen = []
 
-    def note(_experiment, model, *_):
+    def note(_task, loaded, _rows):
+        model, _ = loaded
         seen.append({name: value.clone().cpu() for name, value in model.state_dict().items()})
         return {"loss": 1.0, "exact_match": 0.0, "f1": 0.0}
 
     monkeypatch.setattr(run_module, "_probe_scores", note)
-    experiment = Experiment(name="long", train_size=4, epochs=3, batch_size=4, trainable="last:1", average_last=2)
+    experiment = SpanTraining(name="long", train_size=4, epochs=3, batch_size=4, trainable="last:1", average_last=2)
     run = run_experiment(change(experiment, evaluations=FEW["evaluations"], probe_size=1), tmp_path)
     epochs = seen[::2]  # training and validation questions are scored after each
     assert len(epochs) == 3
@@ -162,17 +139,17 @@ def test_the_last_epochs_of_a_run_are_averaged(tmp_path, monkeypatch):
 
 
 # ---- what must be alike -----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("how", ["ensemble_of", "average_of"])
-def test_a_member_that_was_not_run_is_named(runs, no_training, how):
+@pytest.mark.parametrize("mean_of", ["answers", "weights"])
+def test_a_member_that_was_not_run_is_named(runs, no_training, mean_of):
     with pytest.raises(RecordError, match="holds no finished run; run 'absent' first"):
-        run_experiment(combined(**{how: ("a", "absent")}), runs)
+        run_experiment(combined(mean_of, "a", "absent"), runs)
 
 
-@pytest.mark.parametrize("changes", [{"model": "other"}, {"task": "generate"}])
+@pytest.mark.parametrize("changes", [{"model": "other"}, {"kind": "train a language model", **OF_SPANS}])
 def test_members_of_other_base_models_are_refused(runs, no_training, changes):
     rewrite(runs / "b", **changes)
     with pytest.raises(RecordError, match=r"^the runs 'a' and 'b' differ in their base model, so they cannot"):
-        run_experiment(combined(ensemble_of=("a", "b")), runs)
+        run_experiment(combined("answers", "a", "b"), runs)
 
 
 def test_the_base_model_is_that_of_the_first_run_of_the_line(runs, no_training):
@@ -183,7 +160,7 @@ def test_the_base_model_is_that_of_the_first_run_of_the_line(runs, no_training):
     content["experiment"]["start_from"] = "first"
     (runs / "b" / "run.json").write_text(json.dumps(content))
     with pytest.raises(RecordError, match="'a' and 'b' differ in their base model"):
-        run_experiment(combined(average_of=("a", "b")), runs)
+        run_experiment(combined("weights", "a", "b"), runs)
 
 
 def test_members_of_other_tokenizers_are_refused(runs, tokenizer, no_training):
@@ -191,14 +168,14 @@ def test_members_of_other_tokenizers_are_refused(runs, tokenizer, no_training):
     changed.add_tokens(["Szegedy"])
     changed.save_pretrained(runs / "b" / "model")
     with pytest.raises(RecordError, match="'a' and 'b' differ in their tokenizer"):
-        run_experiment(combined(average_of=("a", "b")), runs)
+        run_experiment(combined("weights", "a", "b"), runs)
 
 
 # ---- what is recorded -------------------------------------------------------------------------------------------
 def test_a_record_holds_the_experiments_and_the_data_of_all_that_it_rests_on(runs, pair, no_training):
     _, chosen = pair
-    average = run_experiment(combined(average_of=("a", "b")), runs)
-    again = Experiment(name="again", epochs=0, train_size=1, start_from="both", **FEW)
+    average = run_experiment(combined("weights", "a", "b"), runs)
+    again = AsItComes(name="again", start_from="both", evaluations=FEW["evaluations"])
     run = run_experiment(again, runs)
     assert {name: one.experiment for name, one in run.ancestors.items()} == {
         "a": chosen[0],
@@ -213,7 +190,7 @@ def test_a_record_holds_the_experiments_and_the_data_of_all_that_it_rests_on(run
 
 
 def test_a_run_that_rests_on_a_replaced_one_is_not_read_back(runs, no_training):
-    run = run_experiment(combined(ensemble_of=("a", "b")), runs)
+    run = run_experiment(combined("answers", "a", "b"), runs)
     rewrite(runs / "b", seed=7)
     with pytest.raises(
         RecordError, match=r"the run 'b', which this one rests on, has been replaced since.* again=True"
@@ -227,5 +204,5 @@ def test_a_start_that_has_seen_squad_is_still_warned_of(tmp_path, tiny_model, to
     for part in (tiny_model(), tokenizer):
         part.save_pretrained(tmp_path / "tiny-squad")
     with pytest.warns(UserWarning, match="already fine-tuned on SQuAD"):
-        model, _ = lineage.starting_point(Experiment(name="x", model=str(tmp_path / "tiny-squad")), tmp_path)
+        model, _ = lineage.starting_point(SpanTraining(name="x", model=str(tmp_path / "tiny-squad")), tmp_path)
     assert isinstance(model.qa_outputs, load.Float32Linear)

@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 
+from qa_helpers.experiment.forms import RecordError, StrictModel
 from qa_helpers.experiment.once import kept, locked, read_as, run_once
-from qa_helpers.experiment.spec import RecordError, StrictModel
 
 
 class Sum(StrictModel):

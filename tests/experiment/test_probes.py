@@ -6,9 +6,9 @@ from qa_helpers.data.squad import load_qa, sample_indices
 from qa_helpers.evaluation.metrics import evaluate
 from qa_helpers.evaluation.span_answers import answer
 from qa_helpers.experiment import run, store
-from qa_helpers.experiment.spec import EvalSet, Experiment
+from qa_helpers.experiment.spec import EvalSet, SpanTraining
 
-EXPERIMENT = Experiment(name="probed", train_size=30, evaluations={"few": EvalSet(limit=25)}, epochs=2, probe_size=6)
+EXPERIMENT = SpanTraining(name="probed", train_size=30, evaluations={"few": EvalSet(limit=25)}, epochs=2, probe_size=6)
 
 
 def test_the_probes_are_of_the_training_and_of_the_validation_questions(tmp_path, monkeypatch, tokenizer, tiny_model):
@@ -19,14 +19,13 @@ def test_the_probes_are_of_the_training_and_of_the_validation_questions(tmp_path
         after_epoch(arguments[0])
         return run.History(losses=[(1, 1.0)])
 
-    def note(_experiment, _model, _tokenizer, rows):
+    def note(_task, _loaded, rows):
         probed.append(rows)
         return {}
 
     monkeypatch.setattr(run, "train", train_nothing)
     monkeypatch.setattr(run, "_probe_scores", note)
-    train_rows, eval_rows, _ = run.load_rows(EXPERIMENT)
-    run._train(EXPERIMENT, tiny_model(), tokenizer, train_rows, eval_rows, tmp_path)
+    run._train(EXPERIMENT, (tiny_model(), tokenizer), run.load_rows(EXPERIMENT), tmp_path)
     chosen = {"train": sample_indices(30, 6, 0), "validation": sample_indices(25, 6, 0)}
     expected = [load_qa("courseqa", part).select(places)["id"] for part, places in chosen.items()]
     assert [list(rows["id"]) for rows in probed] == [list(ids) for ids in expected]

@@ -20,8 +20,9 @@ from qa_helpers.evaluation.metrics import (
     relation,
     string_equality,
 )
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.questions import Questions, Relation, digest, known_questions
-from qa_helpers.experiment.spec import EvalSet, Experiment, RecordError, chosen_questions
+from qa_helpers.experiment.spec import EvalSet, SpanTraining, chosen_questions
 
 WORDS = st.sampled_from(["the", "a", "An", "cat", "Cat,", "dog", "x-ray", "1,000", "!", "é", "ten", "\u00a0", ""])
 TEXTS = st.lists(WORDS, max_size=6).map(" ".join)
@@ -74,7 +75,7 @@ def test_a_copy_has_the_columns_that_follow_from_its_own():
 def test_courseqas_known_questions_are_those_of_its_validation_set():
     rows = load_qa("courseqa", "validation")
     for evaluations in ({"all": EvalSet()}, {"few": EvalSet(limit=40, sampling="random")}):
-        chosen, _ = chosen_questions(Experiment(name="x", evaluations=evaluations), len(rows))
+        chosen, _ = chosen_questions(SpanTraining(name="x", evaluations=evaluations), len(rows))
         asked = rows.select(chosen)
         assert known_questions(fingerprint(asked), chosen) == ("courseqa", asked["id"])
 

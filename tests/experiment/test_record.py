@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from qa_helpers.common.io import CourseError
 from qa_helpers.evaluation.metrics import LADDER, REST
 from qa_helpers.evaluation.statistics import Interval, bootstrap_mean
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record import Recorded, Retrieval, Run, paired_columns, unread_ids
 from qa_helpers.experiment.record_files import read_record, write_record
 from qa_helpers.experiment.scores import Score
-from qa_helpers.experiment.spec import EvalSet, Experiment, RecordError, change, read_experiment
+from qa_helpers.experiment.spec import AsItComes, Combination, EvalSet, SpanTraining, change, read_experiment
 from qa_helpers.report.tables import format_report, replace_report
 
 FILES = ["answers.parquet", "run.json"]
@@ -36,12 +37,12 @@ def scored(**columns):
 
 PROBE = {"loss": 2.5, "exact_match": 25.0, "f1": 33.33}
 VALID = {
-    "schema_version": 2,
+    "schema_version": 3,
     "experiment": {
+        "kind": "train a span model",
         "name": "tiny",
         "train_size": 16,
         "evaluations": {"first": {"limit": 2}, "all": {"limit": None, "sampling": "random", "seed": 3}},
-        "task": "span",
         "trainable": "lora",
         "start_from": None,
         "learning_rate": 0.0005,
@@ -59,7 +60,12 @@ VALID = {
         "versions": {"torch": "2"},
     },
     "fingerprints": {"train": "0123456789abcdef", "eval": "fedcba9876543210"},
-    "ancestors": {"before": {"experiment": {"name": "before"}, "fingerprints": {"train": "0" * 16, "eval": "1" * 16}}},
+    "ancestors": {
+        "before": {
+            "experiment": {"kind": "train a span model", "name": "before"},
+            "fingerprints": {"train": "0" * 16, "eval": "1" * 16},
+        }
+    },
     "parameters": [10, 20],
     "stored_bytes": 124,
     "losses": [[10, 1.25], [20, 0.5]],
@@ -158,14 +164,15 @@ def test_a_record_from_before_a_field_was_added_is_read(tmp_path):
         del old[name]
     for name in ("rank_before", "rank_after"):
         del old["answers"][name]
-    for name in ("task", "retrieval", "layer_decay", "per_passage"):
+    for name in ("retrieval", "layer_decay", "per_passage"):
         del old["experiment"][name]
     run = read_record(write_folder(tmp_path, old))
     assert run.stored_bytes is run.retrieval is None
     assert run.experiment.task == "span"
     assert run.experiment.retrieval is False
     assert run.ancestors == {}
-    assert set(run.experiment.changed) == {"name", "train_size", "evaluations", "trainable", "learning_rate"}
+    changed = run.experiment.model_dump(exclude_defaults=True)
+    assert set(changed) == {"name", "train_size", "evaluations", "trainable", "learning_rate"}
 
 
 FOLDER = Path(__file__).parents[2] / "records"
@@ -227,14 +234,15 @@ def at(*path, **values):
     return change
 
 
+ENSEMBLE = {"kind": "combine runs", "name": "tiny", "mean_of": "answers", "members": ["a", "b"]}
 FAULTS = {  # what is wrong: (how it comes about, what the message must say)
     "an experiment missing": (at(experiment=...), ("experiment: Field required",)),
     "timing missing": (at(timing=...), ("timing: Field required",)),
     "a name missing": (at("experiment", name=...), ("experiment.name: Field required",)),
     "a field too many": (at(comment="hello"), ("comment: Extra inputs",)),
     "a field too many inside": (at("experiment", code="import os"), ("experiment.code: Extra inputs",)),
-    "another schema version": (at(schema_version=3), ("schema_version: ", "should be 2")),
-    "schema version as text": (at(schema_version="2"), ("schema_version: ", "should be 2")),
+    "another schema version": (at(schema_version=4), ("schema_version: ", "should be 3")),
+    "schema version as text": (at(schema_version="3"), ("schema_version: ", "should be 3")),
     "a ladder beside the questions": (at(ladder={"all": {"but for case": 3}}), ("ladder: Extra inputs",)),
     "a name that leaves the folder": (at("experiment", name="../x"), ("experiment.name: ", "pattern")),
     "a name that is a path": (at("experiment", name="a/b"), ("experiment.name: ", "pattern")),
@@ -248,7 +256,7 @@ FAULTS = {  # what is wrong: (how it comes about, what the message must say)
     "an evaluation of a bad name": (at("experiment", evaluations={"../x": {}}), ("experiment.evaluations", "pattern")),
     "no evaluation": (at("experiment", evaluations={}), ("experiment.evaluations: ", "at least 1")),
     "an unknown sampling": (at("experiment", sampling="last"), ("experiment.sampling: ", "'first' or 'random'")),
-    "less than no epochs": (at("experiment", epochs=-1), ("experiment.epochs: ", "greater than or equal to 0")),
+    "no epochs": (at("experiment", epochs=0), ("experiment.epochs: ", "greater than or equal to 1")),
     "epochs without a number": (at("experiment", epochs=None), ("experiment.epochs: ", "integer")),
     "epochs as text": (at("experiment", epochs="3"), ("experiment.epochs: ", "integer")),
     "epochs without end": (at("experiment", epochs=10**30), ("experiment.epochs: ",)),
@@ -282,32 +290,45 @@ FAULTS = {  # what is wrong: (how it comes about, what the message must say)
         at("experiment", average_last=2),
         ("experiment: ", "average_last: the mean of adapters"),
     ),
-    "an ensemble that is trained": (at("experiment", ensemble_of=["a", "b"]), ("experiment: ", "goes with epochs 0")),
+    "an unknown kind": (at("experiment", kind="guess"), ("experiment: ", "'guess'", "'train a span model', ")),
+    "an experiment of before": (at("experiment", kind=...), ("experiment: ", "without a kind; commit 93802ce is the")),
+    "an ensemble that is trained": (at(experiment=ENSEMBLE | {"epochs": 3}), ("experiment.epochs: Extra inputs",)),
     "an ensemble that starts from a run": (
-        at("experiment", ensemble_of=["a", "b"], epochs=0, start_from="c"),
-        ("experiment: ", "goes with epochs 0 and no start_from"),
+        at(experiment=ENSEMBLE | {"start_from": "c"}),
+        ("experiment.start_from: Extra inputs",),
     ),
     "an ensemble and an average": (
-        at("experiment", ensemble_of=["a", "b"], average_of=["c", "d"], epochs=0),
-        ("experiment: ", "one of them"),
+        at(experiment=ENSEMBLE | {"mean_of": "both"}),
+        ("experiment.mean_of: ", "'answers' or 'weights'"),
     ),
-    "an ensemble of one": (at("experiment", ensemble_of=["a"], epochs=0), ("experiment: ", "two or more runs")),
+    "an ensemble of one": (at(experiment=ENSEMBLE | {"members": ["a"]}), ("experiment.members: ", "at least 2")),
     "an average of one run twice": (
-        at("experiment", average_of=["a", "a"], epochs=0),
-        ("two or more runs, each once",),
+        at(experiment=ENSEMBLE | {"mean_of": "weights", "members": ["a", "a"]}),
+        ("experiment.members: ", "names a run twice"),
     ),
     "a member that leaves the folder": (
-        at("experiment", average_of=["a", "../b"], epochs=0),
-        ("experiment.average_of.1: ", "pattern"),
+        at(experiment=ENSEMBLE | {"members": ["a", "../b"]}),
+        ("experiment.members.1: ", "pattern"),
     ),
-    "retrieval with an ensemble": (at("experiment", ensemble_of=["a", "b"], epochs=0), ("measures one encoder",)),
+    "retrieval with an ensemble": (
+        at(experiment=ENSEMBLE | {"retrieval": True}),
+        ("experiment.retrieval: Extra inputs",),
+    ),
     "written answers with targets": (
-        at("experiment", task="generate", targets="all", retrieval=False),
-        ("experiment: ", "targets is of models with a span head"),
+        at(experiment={"kind": "train a language model", "name": "tiny", "targets": "all"}),
+        ("experiment.targets: Extra inputs",),
+    ),
+    "an unknown task": (
+        at(experiment={"kind": "ask as it comes", "name": "tiny", "task": "guess"}),
+        ("experiment.task: ", "'span' or 'generate'"),
+    ),
+    "training questions without a fingerprint": (at("fingerprints", train=None), ("fingerprints.train: is there if",)),
+    "a fingerprint of training questions where there are none": (
+        at(experiment={"kind": "ask as it comes", "name": "tiny"}),
+        ("fingerprints.train: is there if and only if something is trained",),
     ),
     "an ancestor that is no run": (at(ancestors={"a": {"seed": 0}}), ("ancestors.a.experiment: Field required",)),
     "an ancestor of a bad name": (at(ancestors={"../a": {}}), ("ancestors", "pattern")),
-    "an unknown task": (at("experiment", task="guess"), ("experiment.task: ", "'span' or 'generate'")),
     "retrieval that is no truth value": (at("experiment", retrieval=1), ("experiment.retrieval: ", "boolean")),
     "an empty model's name": (at("experiment", model=""), ("experiment.model: ", "at least 1")),
     "an experiment that is a list": (at(experiment=[]), ("experiment: ", "object")),
@@ -477,7 +498,7 @@ def test_a_file_that_is_not_there_gives_one_sentence(read, name):
 
 def test_an_experiment_alone_is_read_and_refused_alike(tmp_path):
     path = write(tmp_path, VALID["experiment"])
-    assert read_experiment(path) == Experiment.model_validate(VALID["experiment"])
+    assert read_experiment(path) == SpanTraining.model_validate(VALID["experiment"])
     assert_refused(read_experiment, write(tmp_path, VALID["experiment"] | {"epochs": -1}), ("epochs: ",))
     assert_refused(read_experiment, write(tmp_path, VALID), ("name: Field required",))
 
@@ -663,22 +684,24 @@ def test_recall_is_the_share_of_questions_whose_passage_is_near(run):
 
 # ---- changing and showing ------------------------------------------------------------------------------------
 def test_a_changed_experiment_is_another_one():
-    old = Experiment(name="old", evaluations={"few": EvalSet(limit=4)}, learning_rate=1.5e-4)
+    old = SpanTraining(name="old", evaluations={"few": EvalSet(limit=4)}, learning_rate=1.5e-4)
     new = change(old, name="new", train_size=8, evaluations=old.evaluations | {"all": EvalSet()})
-    assert new == Experiment(
+    assert new == SpanTraining(
         name="new",
         train_size=8,
         evaluations={"few": EvalSet(limit=4), "all": EvalSet()},
         learning_rate=1.5e-4,
     )
     assert (old.name, old.train_size) == ("old", None)
-    assert change(old, epochs=0, ensemble_of=("a", "b")).members == ("a", "b")
+    combined = Combination(name="old", mean_of="answers", members=("a", "b"))
+    assert change(combined, members=("b", "c")).members == ("b", "c")
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"epochs": -1}, "the changed 'old': epochs: Input should be greater than or equal to 0"),
+        ({"epochs": 0}, "the changed 'old': epochs: Input should be greater than or equal to 1"),
+        ({"members": ("a", "b")}, "the changed 'old': members: Extra inputs are not permitted"),
         ({"epochs": "3"}, "epochs: Input should be a valid integer"),
         ({"epoch": 3}, "epoch: Extra inputs are not permitted"),
         ({"learning_rate": float("nan")}, "learning_rate: "),
@@ -690,7 +713,7 @@ def test_a_changed_experiment_is_another_one():
 )
 def test_a_change_that_does_not_fit_is_refused(fields, words):
     with pytest.raises(RecordError) as caught:
-        change(Experiment(name="old"), **fields)
+        change(SpanTraining(name="old"), **fields)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -720,6 +743,13 @@ def test_the_report_has_a_line_an_evaluation_set(run):
     )
 
 
+FIRST = {"first": EvalSet(limit=2)}
+
+
+def combination(mean_of, members):
+    return Combination(name="tiny", evaluations=FIRST, mean_of=mean_of, members=tuple(members))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -735,24 +765,24 @@ def test_the_report_has_a_line_an_evaluation_set(run):
         ),
         (
             {"trainable": "all", "start_from": "cloze", "label_smoothing": 0.1, "targets": "all", "sampling": "random"},
-            "16 of courseqa, 3 epochs, batch 8, sampling: random, start from: cloze, learning rate: 0.0005, "
+            "16 of courseqa, 3 epochs, batch 8, start from: cloze, sampling: random, learning rate: 0.0005, "
             "label smoothing: 0.1, targets: all",
         ),
         (
             {"trainable": "all", "questions": "cloze", "train_size": None, "epochs": 1},
             "all cloze questions of courseqa, 1 epoch, batch 8, learning rate: 0.0005",
         ),
-        ({"epochs": 0, "ensemble_of": ("a", "b")}, "nothing: the mean answers of a, b"),
-        ({"epochs": 0, "average_of": ("a", "b", "c")}, "nothing: the mean weights of a, b, c"),
-        ({"epochs": 0, "ensemble_of": tuple("abcd")}, "nothing: the mean answers of 4 runs"),
-        ({"epochs": 0}, "nothing: minilm as it comes"),
-        ({"epochs": 0, "model": "smollm2", "task": "generate"}, "nothing: smollm2 as it comes"),
-        ({"epochs": 0, "start_from": "another"}, "nothing: another as it comes"),
+        (combination("answers", "ab"), "nothing: the mean answers of a, b"),
+        (combination("weights", "abc"), "nothing: the mean weights of a, b, c"),
+        (combination("answers", "abcd"), "nothing: the mean answers of 4 runs"),
+        (AsItComes(name="tiny", evaluations=FIRST), "nothing: minilm as it comes"),
+        (AsItComes(name="tiny", evaluations=FIRST, model="smollm2", task="generate"), "nothing: smollm2 as it comes"),
+        (AsItComes(name="tiny", evaluations=FIRST, start_from="another"), "nothing: another as it comes"),
     ],
 )
 def test_the_report_says_what_was_trained(run, changes, words):
-    changed = run.model_copy(update={"experiment": change(run.experiment, retrieval=False, **changes)})
-    assert f"| tiny | {words} | first (2) |" in format_report([changed])
+    experiment = change(run.experiment, retrieval=False, **changes) if isinstance(changes, dict) else changes
+    assert f"| tiny | {words} | first (2) |" in format_report([run.model_copy(update={"experiment": experiment})])
 
 
 @pytest.mark.parametrize(
@@ -761,7 +791,7 @@ def test_the_report_says_what_was_trained(run, changes, words):
 )
 def test_the_report_says_how_fast_was_trained_if_at_all(run, speed, epochs, words):
     timing = run.timing.model_copy(update={"train_seconds": 60.2, "train_questions_per_second": speed})
-    experiment = change(run.experiment, epochs=epochs)
+    experiment = change(run.experiment, epochs=epochs) if epochs else AsItComes(name="tiny", evaluations=FIRST)
     line = format_report([run.model_copy(update={"timing": timing, "experiment": experiment})]).splitlines()[2]
     assert line.split(" | ")[-2] == words
 

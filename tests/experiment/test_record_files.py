@@ -8,9 +8,9 @@ from qa_helpers.common.io import project_folder
 from qa_helpers.evaluation.metrics import relation
 from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.experiment import record_files
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record_files import check_answers, load_records, read_record, write_record
 from qa_helpers.experiment.scores import METRICS, Score
-from qa_helpers.experiment.spec import RecordError
 from qa_helpers.experiment.store import run_experiment
 
 OLD = {"schema_version": 1, "experiment": {"name": "old"}, "questions": {"id": []}, "indices": {}}

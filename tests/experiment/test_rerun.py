@@ -12,6 +12,7 @@ from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.experiment import record_files, store
 from qa_helpers.experiment import rerun as rerun_module
 from qa_helpers.experiment import run as run_module
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record_files import load_records, read_record, write_record
 from qa_helpers.experiment.rerun import (
     RERUN_SPREAD,
@@ -25,7 +26,7 @@ from qa_helpers.experiment.rerun import (
     rerun_tolerance,
 )
 from qa_helpers.experiment.scores import Score, Scores
-from qa_helpers.experiment.spec import RecordError, change
+from qa_helpers.experiment.spec import AsItComes, Combination, change
 from qa_helpers.experiment.store import run_experiment
 
 
@@ -117,8 +118,9 @@ def test_the_record_of_the_start_may_be_one_of_the_courses(finished, tmp_path, m
     rerun(changed, tmp_path / "out")
     assert ran == ["a", "b", "c"]
     ran.clear()
-    both = change(run.experiment, name="both", epochs=0, average_of=("b", "a"))
-    rerun(run.model_copy(update={"experiment": both}), tmp_path / "out")
+    both = Combination(name="both", evaluations=run.experiment.evaluations, mean_of="weights", members=("b", "a"))
+    fingerprints = run.fingerprints.model_copy(update={"train": None})
+    rerun(run.model_copy(update={"experiment": both, "fingerprints": fingerprints}), tmp_path / "out")
     assert ran == ["a", "b", "both"]
 
 
@@ -130,7 +132,7 @@ def test_the_record_of_the_start_may_be_one_of_the_courses(finished, tmp_path, m
         ({"start_from": "finished"}, "'finished' starts from 'finished', which starts from it in turn"),
         ({"start_from": "warm"}, "'finished' starts from 'warm', which starts from it in turn"),
         ({"start_from": "absent"}, "'finished' starts from 'absent', whose record absent lies neither"),
-        ({"epochs": 0}, "'warm' starts from 'finished', which trained nothing to start from"),
+        ({"trained": False}, "'warm' starts from 'finished', which trained nothing to start from"),
         ({"model": "/etc"}, "model '/etc' is no model's name"),
         ({"data": "/etc/passwd"}, "data '/etc/passwd' is no named data set"),
         ({"train_size": 17}, "the record 'finished'; their fingerprints differ"),
@@ -141,9 +143,13 @@ def test_a_start_whose_record_is_missing_or_refused_is_an_error(finished, tmp_pa
     warm = run.model_copy(update={"experiment": change(run.experiment, name="warm", start_from="finished")})
     write_record(warm, tmp_path / "warm")
     if changes:
-        experiment = change(run.experiment, **changes)
-        epochs = run.epochs if experiment.epochs else []
-        write_record(run.model_copy(update={"experiment": experiment, "epochs": epochs}), tmp_path / "finished")
+        if changes != {"trained": False}:
+            start = run.model_copy(update={"experiment": change(run.experiment, **changes)})
+        else:
+            asked = AsItComes(name="finished", evaluations=run.experiment.evaluations)
+            fingerprints = run.fingerprints.model_copy(update={"train": None})
+            start = run.model_copy(update={"experiment": asked, "epochs": [], "fingerprints": fingerprints})
+        write_record(start, tmp_path / "finished")
     with pytest.raises(RecordError, match=words):
         rerun(warm, tmp_path / "out", beside=tmp_path)
     assert not (tmp_path / "out").exists()

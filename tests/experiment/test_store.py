@@ -23,11 +23,20 @@ from qa_helpers.experiment import once, store
 from qa_helpers.experiment import rerun as rerun_module
 from qa_helpers.experiment import run as run_module
 from qa_helpers.experiment.catalogue import named_experiments
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record_files import load_records, read_record, write_record
 from qa_helpers.experiment.rerun import (
     rerun,
 )
-from qa_helpers.experiment.spec import EvalSet, Experiment, RecordError, change, read_experiment
+from qa_helpers.experiment.spec import (
+    AsItComes,
+    EvalSet,
+    LanguageTraining,
+    SpanTraining,
+    change,
+    parse_experiment,
+    read_experiment,
+)
 from qa_helpers.experiment.store import check_work, load_trained, run_experiment, runs_folder
 from qa_helpers.model import load, trainable
 from qa_helpers.report.tables import format_report
@@ -107,7 +116,7 @@ def test_a_folder_whose_description_is_broken_is_refused(tmp_path, no_training):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "experiment.json").write_text("{")
     with pytest.raises(RecordError, match=r"experiment\.json: is not valid JSON"):
-        run_experiment(Experiment(name="broken"), tmp_path)
+        run_experiment(SpanTraining(name="broken"), tmp_path)
 
 
 def test_again_trains_again_with_the_same_result_and_replaces_another_experiment(finished, tmp_path):
@@ -126,7 +135,7 @@ def test_again_replaces_no_folder_that_is_not_a_runs(tmp_path, no_training):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "mine.ipynb").write_text("mine")
     with pytest.raises(RecordError, match="is no run's folder"):
-        run_experiment(Experiment(name="notebooks"), tmp_path, again=True)
+        run_experiment(SpanTraining(name="notebooks"), tmp_path, again=True)
     assert [path.name for path in (tmp_path / "notebooks").iterdir()] == ["mine.ipynb"]
 
 
@@ -149,14 +158,14 @@ def test_another_seed_gives_another_result(finished, tmp_path):
 
 def test_data_that_are_not_there_leave_no_result(tmp_path):
     with pytest.raises(ValueError, match="no data set 'absent'"):
-        run_experiment(Experiment(name="x", data="absent"), tmp_path)
+        run_experiment(SpanTraining(name="x", data="absent"), tmp_path)
     assert not (tmp_path / "x" / "run.json").exists()
 
 
 def test_own_data_from_a_folder(tmp_path):
     source = ASSETS / "courseqa"
     shutil.copytree(source, tmp_path / "own")
-    experiment = Experiment(
+    experiment = SpanTraining(
         name="own",
         data=str(tmp_path / "own"),
         train_size=4,
@@ -178,7 +187,7 @@ def test_training_that_diverged_says_so(tokenizer, course):
     with torch.no_grad():
         model.qa_outputs.weight.fill_(torch.nan)
     with pytest.raises(ModelError, match=r"training diverged.* lower the learning rate"):
-        run_module._probe_scores(Experiment(name="x"), model, tokenizer, course[:2])
+        run_module._probe_scores("span", (model, tokenizer), course[:2])
 
 
 # ---- one process at a time --------------------------------------------------------------------------------------
@@ -236,7 +245,7 @@ def test_an_error_ends_the_lock_and_what_was_finished_meanwhile_is_read(finished
 def lora(tmp_path_factory):
     """A runs folder with one finished run with LoRA, "lora", which no test changes; and the run."""
     folder = tmp_path_factory.mktemp("runs")
-    experiment = Experiment(
+    experiment = SpanTraining(
         name="lora",
         train_size=16,
         evaluations={"first": EvalSet(limit=12)},
@@ -397,7 +406,8 @@ def test_a_run_starts_from_a_run_with_lora_and_its_model_holds_the_weights_of_bo
 
 def test_without_epochs_the_model_is_asked_as_it_comes(lora, tmp_path, tokenizer, no_training):
     _, lora_run = lora
-    experiment = change(lora_run.experiment, name="as-it-comes", epochs=0)
+    asked = lora_run.experiment
+    experiment = AsItComes(name="as-it-comes", evaluations=asked.evaluations, seed=asked.seed)
     run = run_experiment(experiment, tmp_path)
     model = load.load_qa_model(seed=1).to(default_device())
     assert sorted(os.listdir(tmp_path / "as-it-comes")) == ["answers.parquet", "experiment.json", "run.json"]
@@ -406,7 +416,6 @@ def test_without_epochs_the_model_is_asked_as_it_comes(lora, tmp_path, tokenizer
     assert run.losses == run.epochs == []
     assert run.timing.train_seconds == run.timing.train_questions_per_second == 0
     assert texts(answer(model, tokenizer, rows_of(run))) == run.questions.prediction
-    assert run.retrieval.before == run.retrieval.after == lora_run.retrieval.before
     assert "| as-it-comes | nothing: minilm as it comes | first (12) |" in format_report([run])
     assert run_experiment(experiment, tmp_path) == run
     now, comparisons = rerun(read_record(tmp_path / "as-it-comes" / "run.json"), tmp_path / "out")
@@ -419,7 +428,8 @@ def test_without_epochs_the_model_is_asked_as_it_comes(lora, tmp_path, tokenizer
 def test_another_runs_model_is_asked_without_epochs(finished, tmp_path, no_training):
     folder, run = finished
     shutil.copytree(folder / "finished", tmp_path / "finished")
-    again = run_experiment(change(run.experiment, name="asked", start_from="finished", epochs=0), tmp_path)
+    experiment = AsItComes(name="asked", start_from="finished", evaluations=run.experiment.evaluations)
+    again = run_experiment(experiment, tmp_path)
     assert again.scores == run.scores
     assert again.questions == run.questions
 
@@ -433,18 +443,17 @@ def test_another_runs_model_is_asked_without_epochs(finished, tmp_path, no_train
 )
 def test_a_model_that_cannot_be_trained_so_leaves_no_result(tmp_path, no_training, changes, words):
     with pytest.raises(ModelError, match=words):
-        run_experiment(Experiment(name="x", train_size=4, **changes), tmp_path)
+        run_experiment(SpanTraining(name="x", train_size=4, **changes), tmp_path)
     assert os.listdir(tmp_path / "x") == ["experiment.json"]
 
 
 @pytest.mark.slow
 def test_a_language_model_is_fine_tuned_asked_and_loaded_again(tmp_path):
-    experiment = Experiment(
+    experiment = LanguageTraining(
         name="written",
         train_size=4,
         evaluations={"few": EvalSet(limit=4)},
         model="smollm2",
-        task="generate",
         trainable="lora",
         epochs=1,
         batch_size=2,
@@ -522,12 +531,12 @@ def test_the_runs_folder_is_the_variables(monkeypatch, tmp_path):
         {"epochs": 100, "train_size": 5_000},
         {"epochs": 3, "train_size": 100_000},
         {"epochs": 300, "train_size": 16, "probe_size": 10_000},
-        {"epochs": 10, "train_size": 5_000, "model": "smollm2", "task": "generate"},
+        {"epochs": 10, "train_size": 5_000, "model": "smollm2", "kind": "train a language model"},
     ],
 )
 def test_what_would_train_for_days_is_refused_before_anything_is_replaced(finished, tmp_path, no_training, changes):
     shutil.copytree(finished[0] / "finished", tmp_path / "finished")
-    experiment = Experiment(name="finished", **changes)
+    experiment = parse_experiment({"name": "finished"} | changes, "an experiment")
     with pytest.raises(RecordError, match=f"'finished' trains on {changes['epochs']} × .* QA_LONG_RUNS=1"):
         run_experiment(experiment, tmp_path, again=True)
     assert read_record(tmp_path / "finished" / "run.json") == finished[1]
@@ -536,12 +545,12 @@ def test_what_would_train_for_days_is_refused_before_anything_is_replaced(finish
 def test_who_means_it_trains_for_days(tmp_path, monkeypatch, no_training):
     monkeypatch.setenv("QA_LONG_RUNS", "1")
     with pytest.raises(AssertionError, match="trained"):
-        run_experiment(Experiment(name="x", epochs=300, probe_size=500), tmp_path)
+        run_experiment(SpanTraining(name="x", epochs=300, probe_size=500), tmp_path)
 
 
 def test_epochs_without_sense_are_no_experiment():
     with pytest.raises(ValueError, match="less than or equal to 300"):
-        Experiment(name="x", epochs=301)
+        SpanTraining(name="x", epochs=301)
 
 
 def test_the_courses_own_experiments_and_records_are_not_too_long(monkeypatch):
@@ -570,7 +579,7 @@ def training(monkeypatch):
 
         seen = {}
         monkeypatch.setattr(run_module, "train", note)
-        experiment = Experiment(name="x", train_size=6, evaluations={"few": EvalSet(limit=1)}, **changes)
+        experiment = SpanTraining(name="x", train_size=6, evaluations={"few": EvalSet(limit=1)}, **changes)
         with pytest.raises(_Trained):
             run_module.train_and_evaluate(experiment, store.runs_folder() / "x")
         return seen
@@ -606,6 +615,6 @@ def test_the_training_questions_are_spread_over_passages_or_made_of_them(trainin
     assert found(per_passage=1) == texts_of(load_qa(limit=6, per_passage=1))
     cloze = {"questions": "cloze", "sampling": "random", "sampling_seed": 5}
     assert found(**cloze) == texts_of(load_cloze("courseqa", 6, "random", 5))
-    rows, _, _ = run_module.load_rows(Experiment(name="x", train_size=6, **cloze))
-    other, _, _ = run_module.load_rows(Experiment(name="x", train_size=6, **cloze | {"sampling_seed": 6}))
+    rows, _, _ = run_module.load_rows(SpanTraining(name="x", train_size=6, **cloze))
+    other, _, _ = run_module.load_rows(SpanTraining(name="x", train_size=6, **cloze | {"sampling_seed": 6}))
     assert fingerprint(rows) == fingerprint(load_cloze("courseqa", 6, "random", 5)) != fingerprint(other)

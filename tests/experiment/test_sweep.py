@@ -8,21 +8,18 @@ import shutil
 import signal
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from qa_helpers.__main__ import main
 from qa_helpers.common.io import CourseError
 from qa_helpers.experiment import sweep
-from qa_helpers.experiment.catalogue import named_experiments
 from qa_helpers.experiment.record_files import read_record
-from qa_helpers.experiment.spec import EvalSet, Experiment, RecordError, change
+from qa_helpers.experiment.spec import Combination, EvalSet, SpanTraining, change
 from qa_helpers.experiment.store import run_experiment
-from qa_helpers.experiment.sweep import check_starts, environments, read_experiments, run_sweep
-from qa_helpers.training.trainer import COMPLETE
+from qa_helpers.experiment.sweep import environments, run_sweep
 
-TINY = Experiment(
+TINY = SpanTraining(
     name="tiny", train_size=16, trainable="last:1", epochs=1, probe_size=2, evaluations={"few": EvalSet(limit=8)}
 )
 
@@ -35,106 +32,6 @@ def results(run):
 def write_list(path, experiments):
     path.write_text(json.dumps([one if isinstance(one, str) else one.model_dump() for one in experiments]))
     return path
-
-
-# ---- the list ---------------------------------------------------------------------------------------------------
-def test_a_list_holds_experiments_and_names_of_experiments(tmp_path):
-    one = write_list(tmp_path / "one.json", [TINY, "start-here"])
-    other = write_list(tmp_path / "other.json", [change(TINY, name="warm", start_from="tiny")])
-    assert read_experiments([one, other]) == [
-        TINY,
-        named_experiments()["start-here"],
-        change(TINY, name="warm", start_from="tiny"),
-    ]
-
-
-def test_a_pattern_stands_for_the_named_experiments_that_match_it():
-    named = named_experiments()
-    found = read_experiments(["class-experiment?-*", "start-here"])
-    assert [one.name for one in found] == [*(n for n in named if n.startswith("class-experiment")), "start-here"]
-    assert found[0] == named["class-experiment1-2000-seed0"]
-    assert len(found) == 7
-    with pytest.raises(RecordError, match="no experiment has a name like 'clas-'; run --list shows the names"):
-        read_experiments(["clas-"])
-    with pytest.raises(RecordError, match=r"no\. 1: name: 'start-here' is taken"):
-        read_experiments(["start-here", "start-*"])
-
-
-def test_what_another_experiment_starts_from_is_named_before_it():
-    """So that a pattern that matches both runs them in order."""
-    check_starts(list(named_experiments().values()), Path("no-such-folder"))
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "sweep.json: is not valid JSON at line 1"),
-        ("[NaN]", "sweep.json: holds NaN"),
-        ('{"name": "a"}', "sweep.json: is no list of experiments"),
-        ("[]", "sweep.json: is no list of experiments"),
-        ("7", "sweep.json: is no list of experiments"),
-        ('["no-such"]', "sweep.json: no. 1: there is no experiment 'no-such'; run --list shows"),
-        ('["start-here", 7]', "sweep.json: no. 2: is neither an experiment"),
-        ("[null]", "sweep.json: no. 1: is neither an experiment"),
-        ('[["start-here"]]', "sweep.json: no. 1: is neither an experiment"),
-        ("[{}]", "sweep.json: no. 1: name: Field required"),
-        ('["start-here", {"name": "a", "epochs": "3"}]', "sweep.json: no. 2: epochs: Input should be"),
-        ('[{"name": "a", "epoch": 3}]', "sweep.json: no. 1: epoch: Extra inputs"),
-        ('[{"name": "a", "evaluations": {"x": {"limit": 0}}}]', "sweep.json: no. 1: evaluations.x.limit: "),
-        ('[{"name": "a", "start_from": "../b"}]', "sweep.json: no. 1: start_from: String should match"),
-        ('[{"name": "a", "task": "generate", "retrieval": true}]', "retrieval measures an encoder"),
-        ('[{"name": "a"}, {"name": "b"}, {"name": "a"}]', "no. 3: name: 'a' is taken (sweep.json: no. 1)"),
-        ('["start-here", {"name": "start-here"}]', "no. 2: name: 'start-here' is taken (sweep.json: no. 1)"),
-        ('[{"name": "a", "data": ' + "[" * 500 + "]" * 500 + "}]", "sweep.json: "),
-    ],
-)
-def test_a_list_that_is_none_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, text, words):
-    monkeypatch.chdir(tmp_path)
-    Path("sweep.json").write_text(text)
-    assert main(["sweep", "sweep.json", "--folder", "runs"]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert len(error.splitlines()) == 1
-    assert os.listdir() == ["sweep.json"]
-
-
-def test_a_name_that_another_file_has_is_refused(tmp_path):
-    one, other = write_list(tmp_path / "one.json", [TINY]), write_list(tmp_path / "other.json", ["start-here", TINY])
-    with pytest.raises(RecordError, match=r"other\.json: no\. 2: name: 'tiny' is taken \(.*one\.json: no\. 1\)"):
-        read_experiments([one, other])
-
-
-@pytest.mark.parametrize(
-    ("starts", "words"),
-    [
-        ({"a": "b", "b": None}, "no. 1 of the list: 'a' starts from 'b', which is neither earlier"),
-        ({"a": None, "b": "b"}, "no. 2 of the list: 'b' starts from 'b', which is neither earlier"),
-        ({"a": "b", "b": "a"}, "no. 1 of the list"),
-        ({"a": "absent"}, "'a' starts from 'absent', which is neither earlier in the list nor finished in"),
-        ({"asked": None, "b": "asked"}, "'b' starts from 'asked', which trains nothing to start from"),
-    ],
-)
-def test_what_a_run_starts_from_comes_earlier_or_is_finished(tmp_path, starts, words):
-    experiments = [
-        change(TINY, name=name, start_from=start, epochs=int(name != "asked")) for name, start in starts.items()
-    ]
-    with pytest.raises(RecordError) as caught:
-        run_sweep(experiments, tmp_path / "runs")
-    assert words in str(caught.value)
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_finished_run_may_be_started_from(finished):
-    folder, _ = finished
-    check_starts([change(TINY, start_from="finished")], folder)
-
-
-def test_what_a_run_combines_comes_earlier_or_is_finished_too(tmp_path):
-    members = [change(TINY, name="a"), change(TINY, name="b")]
-    both = change(TINY, name="both", ensemble_of=("a", "b"), epochs=0)
-    check_starts([*members, both, change(TINY, name="all", average_of=("both", "a"), epochs=0)], tmp_path)
-    with pytest.raises(RecordError, match=r"no\. 2 of the list: 'both' starts from 'b', which is neither earlier"):
-        check_starts([members[0], both, members[1]], tmp_path)
 
 
 # ---- what a sweep does, with processes that only pretend ---------------------------------------------------------
@@ -163,7 +60,9 @@ if name == "warned":
 time.sleep(600 if name == "endless" else 0.4)
 shutil.copy(template.parent / "answers.parquet", home)
 record = json.loads(template.read_text()) | {"experiment": experiment}
-(home / "run.json").write_text(json.dumps(record if experiment["epochs"] else record | {"epochs": []}))
+if "epochs" not in experiment:
+    record |= {"epochs": [], "fingerprints": record["fingerprints"] | {"train": None}}
+(home / "run.json").write_text(json.dumps(record))
 log("end")
 """
 
@@ -220,8 +119,8 @@ def test_processes_run_side_by_side_but_after_what_they_start_from(tmp_path, pre
 
 def test_runs_are_combined_after_all_of_them_or_not_at_all(tmp_path, pretended):
     members = [pretended("a"), pretended("b"), pretended("wrong")]
-    both = change(pretended("both"), ensemble_of=("a", "b"), epochs=0)
-    runs, failures = run_sweep([*members, both, change(both, name="none", ensemble_of=("a", "wrong"))], tmp_path)
+    both = Combination(name="both", evaluations=members[0].evaluations, mean_of="answers", members=("a", "b"))
+    runs, failures = run_sweep([*members, both, change(both, name="none", members=("a", "wrong"))], tmp_path)
     log = [tuple(words[:2]) for words in log_of(tmp_path)]
     assert max(log.index(("end", name)) for name in "ab") < log.index(("begin", "both"))
     assert list(runs) == ["a", "b", "both"]
@@ -325,17 +224,14 @@ def test_a_number_of_processes_that_is_none_is_refused(number, capsys):
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(None, 100 + 622 * 2), (3, 100 + 16 * 3)])
-def test_progress_counts_questions_and_sees_checkpoints(tmp_path, epochs, expected):
+def test_progress_counts_questions_and_sees_how_far_each_training_is(tmp_path, epochs, expected):
     experiment = change(TINY, epochs=epochs or 2, train_size=16 if epochs else None)
     progress = sweep._Progress([experiment, change(TINY, name="absent", data="absent", train_size=None)], tmp_path)
     assert progress.totals == {"tiny": expected, "absent": 100}
     assert progress.done(()) == 0
-    for step, complete in ((10, True), (9, True), (20, False)):
-        home = tmp_path / "tiny" / "checkpoints" / f"checkpoint-{step}"
-        home.mkdir(parents=True)
-        (home / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": 40}))
-        if complete:
-            (home / COMPLETE).touch()
+    (tmp_path / "tiny" / "checkpoints").mkdir(parents=True)
+    state = {"stage": "training", "step": 10, "steps": 40, "epoch": 0.5, "loss": None}
+    (tmp_path / "tiny" / "checkpoints" / "progress.json").write_text(json.dumps(state))
     assert progress.done(()) == (expected - 100) // 4
     assert progress.done(["tiny"]) == expected
     assert progress.done(["tiny", "absent"]) == progress.bar.total

@@ -15,7 +15,7 @@ from qa_helpers.common.io import ModelError
 from qa_helpers.data.windows import make_windows
 from qa_helpers.evaluation.retrieval import embed
 from qa_helpers.evaluation.span_answers import answer
-from qa_helpers.experiment.spec import Experiment
+from qa_helpers.experiment.spec import SpanTraining
 from qa_helpers.experiment.store import load_trained, run_experiment
 from qa_helpers.model.load import Float32Linear, load_qa_model, load_tokenizer
 from qa_helpers.model.trainable import depths, encoder, save_model, set_trainable, span_head
@@ -32,7 +32,7 @@ def by_heart(model, folder, **settings):
     for name in ("train", "dev"):
         (folder / f"{name}.json").write_text(squad_file(ROWS))
     options = {"epochs": 50, "batch_size": 8, "learning_rate": 4e-3, "probe_size": 0} | settings
-    run = run_experiment(Experiment(name="learned", data=str(folder), model=model, **options), folder / "runs")
+    run = run_experiment(SpanTraining(name="learned", data=str(folder), model=model, **options), folder / "runs")
     return run, *load_trained("learned", folder / "runs")
 
 

@@ -12,11 +12,11 @@ from breaking import cut, other
 from safetensors.torch import load_file
 from torch import nn
 
+from qa_helpers.common.io import ModelError
 from qa_helpers.model import load
 from qa_helpers.model.load import (
     PACKAGED,
     Float32Linear,
-    ModelError,
     find_packaged,
     has_seen_squad,
     is_hub_name,

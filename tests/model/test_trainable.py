@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qa_helpers.common.device import default_device, set_seed
+from qa_helpers.common.io import ModelError
 from qa_helpers.common.quiet import quiet
 from qa_helpers.data.windows import make_windows, training_features
 from qa_helpers.model.load import Float32Linear, load_qa_model, resolve
 from qa_helpers.model.trainable import (
     LORA_RANK,
-    ModelError,
     adapter_base,
     attach_adapter,
     count_parameters,

@@ -19,9 +19,10 @@ from qa_helpers.course.grading import review, split_sentences
 from qa_helpers.data.squad import load_qa
 from qa_helpers.evaluation.comparisons import paired_difference
 from qa_helpers.evaluation.written_answers import MAX_NEW_TOKENS
-from qa_helpers.experiment.catalogue import LEARNING_RATES, METHODS, SCALES, method
+from qa_helpers.experiment.catalogue import LEARNING_RATES, METHODS, method
 from qa_helpers.experiment.record import Run, paired_columns
 from qa_helpers.experiment.record_files import load_records
+from qa_helpers.experiment.scales import SCALES
 from qa_helpers.model.load import find_packaged, load_qa_model
 from qa_helpers.model.trainable import count_parameters, set_trainable
 

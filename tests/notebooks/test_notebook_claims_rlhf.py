@@ -15,7 +15,7 @@ from scipy import stats
 
 from qa_helpers.common.io import project_folder
 from qa_helpers.evaluation.comparisons import gains_over_blocks
-from qa_helpers.experiment.catalogue import SCALES
+from qa_helpers.experiment.scales import SCALES
 from qa_helpers.rlhf.chain_record import load_chains
 from qa_helpers.rlhf.language.record import language_table, load_language_chains
 from qa_helpers.rlhf.losses import ppo_loss

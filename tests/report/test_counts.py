@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from qa_helpers.__main__ import main
 from qa_helpers.common.io import project_folder
-from qa_helpers.data.squad import DataError, load_qa
+from qa_helpers.data.rows import DataError
+from qa_helpers.data.squad import load_qa
 from qa_helpers.evaluation.metrics import load_card
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record_files import load_records, read_record
-from qa_helpers.experiment.spec import RecordError
 from qa_helpers.report.counts import (
     ANNOTATORS,
     SETS,

@@ -5,8 +5,9 @@ import pytest
 from qa_helpers.evaluation.comparisons import gains_over_blocks, paired_difference
 from qa_helpers.evaluation.statistics import Interval
 from qa_helpers.experiment.catalogue import SEEDS, at_size, cloze, idea
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record_files import load_records
-from qa_helpers.experiment.spec import EvalSet, RecordError, change
+from qa_helpers.experiment.spec import EvalSet, change
 from qa_helpers.report.ideas import Confirmation, Trial, confirmations, luck_of_the_best, trained_on, trials
 
 

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from qa_helpers.__main__ import main
-from qa_helpers.data.squad import ASSETS, DataError, load_qa
+from qa_helpers.data.rows import DataError
+from qa_helpers.data.squad import ASSETS, load_qa
 from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.experiment.catalogue import named_experiments
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.record import Ancestor, Fingerprints
 from qa_helpers.experiment.scores import Score
-from qa_helpers.experiment.spec import Experiment, RecordError, change
+from qa_helpers.experiment.spec import SpanTraining, change
 from qa_helpers.rlhf import chain as chains
 from qa_helpers.rlhf.chain import run_chain
 from qa_helpers.rlhf.chain_record import (
@@ -131,7 +133,7 @@ def test_a_reference_that_has_seen_every_article_leaves_none_to_ask(done):
 # ---- its parts, with a tiny model as the reference -----------------------------------------------------------------
 def reference(**changes):
     """The reference's ancestry, as a chain takes it."""
-    experiment = Experiment(name="finished", train_size=16).model_copy(update=changes)
+    experiment = SpanTraining(name="finished", train_size=16).model_copy(update=changes)
     return {"finished": Ancestor(experiment=experiment, fingerprints=Fingerprints(train="", eval=""))}
 
 

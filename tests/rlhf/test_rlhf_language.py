@@ -20,25 +20,26 @@ from tiny_model import tiny_language_model
 
 from qa_helpers.__main__ import main
 from qa_helpers.common.io import ModelError
-from qa_helpers.data.squad import DataError
+from qa_helpers.data.rows import DataError
 from qa_helpers.evaluation.statistics import bootstrap_mean
 from qa_helpers.evaluation.written_answers import (
     MAX_NEW_TOKENS,
     AnswerCollator,
+    Written,
     answer,
     load_chat_tokenizer,
     prompt_messages,
     prompt_tokens,
     training_features,
 )
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.scores import Score
-from qa_helpers.experiment.spec import RecordError, change
+from qa_helpers.experiment.spec import change
 from qa_helpers.rlhf.language import chain, updates
 from qa_helpers.rlhf.language.answers import (
     TEMPERATURE,
     Asked,
-    Written,
     answer_pairs,
     ask,
     frozen,

@@ -18,7 +18,7 @@ from qa_helpers.data.windows import make_windows, training_features
 from qa_helpers.evaluation.metrics import evaluate
 from qa_helpers.evaluation.span_answers import answer
 from qa_helpers.experiment.record_files import read_record
-from qa_helpers.experiment.spec import EvalSet, Experiment
+from qa_helpers.experiment.spec import EvalSet, Experiment, SpanTraining
 from qa_helpers.experiment.store import run_experiment
 from qa_helpers.model.load import load_qa_model
 from qa_helpers.model.trainable import set_trainable
@@ -351,7 +351,7 @@ def test_an_unfinished_checkpoint_is_not_gone_on_from(tmp_path, course, tokenize
 
 
 # ---- killed -----------------------------------------------------------------------------------------------------
-KILLED = Experiment(
+KILLED = SpanTraining(
     name="killed",
     train_size=24,
     epochs=3,

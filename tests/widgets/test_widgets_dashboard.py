@@ -11,9 +11,10 @@ from matplotlib.colors import to_hex
 
 from qa_helpers.data.squad import load_qa
 from qa_helpers.evaluation.metrics import load_card
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record import Run
 from qa_helpers.experiment.record_files import read_record
-from qa_helpers.experiment.spec import RecordError, change
+from qa_helpers.experiment.spec import change
 from qa_helpers.report.plots import COLOURS
 from qa_helpers.widgets import run_views
 from qa_helpers.widgets.dashboard import ANY, Dashboard

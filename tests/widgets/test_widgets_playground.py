@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qa_helpers.data.squad import DataError, load_qa
+from qa_helpers.data.rows import DataError
+from qa_helpers.data.squad import load_qa
 from qa_helpers.evaluation.span_answers import answer
 from qa_helpers.experiment.record import Run
 from qa_helpers.widgets import playground
@@ -214,11 +215,12 @@ def test_finished_runs_can_be_chosen(finished: tuple[Path, Run], tmp_path: Path)
 
 
 def test_runs_without_a_span_model_are_not_offered(tmp_path: Path) -> None:
-    for name, task, has_model in (("written", "generate", True), ("bare", "span", False), ("pointed", "span", True)):
+    language, span = "train a language model", "train a span model"
+    for name, kind, has_model in (("written", language, True), ("bare", span, False), ("pointed", span, True)):
         home = tmp_path / name
         (home / "model").mkdir(parents=True) if has_model else home.mkdir()
         (home / "run.json").touch()
-        (home / "experiment.json").write_text(f'{{"name": "{name}", "task": "{task}"}}')
+        (home / "experiment.json").write_text(f'{{"kind": "{kind}", "name": "{name}"}}')
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").touch()
     assert list(available_models(tmp_path))[:-1] == ["broken", "pointed"]

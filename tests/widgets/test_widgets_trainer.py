@@ -11,16 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from qa_helpers.experiment.catalogue import METHODS, SCALES
+from qa_helpers.experiment.catalogue import METHODS
+from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record import Run
-from qa_helpers.experiment.spec import EvalSet, Experiment, RecordError
+from qa_helpers.experiment.scales import SCALES
+from qa_helpers.experiment.spec import EvalSet, SpanTraining
 from qa_helpers.experiment.store import run_experiment
 from qa_helpers.widgets import trainer
 from qa_helpers.widgets.child import ORPHANED
 from qa_helpers.widgets.trainer import METHOD_NAMES, TrainerPanel, kept_epochs, panel_experiment
 
 QUICK = SCALES["quick"]
-SMALL = Experiment(
+SMALL = SpanTraining(
     name="small", train_size=8, evaluations={"few": EvalSet(limit=4)}, epochs=3, batch_size=4, probe_size=0
 )
 PRETEND = """

@@ -18,8 +18,7 @@ from torch import nn
 from qa_helpers.common.device import default_device, progress_bar, set_seed
 from qa_helpers.common.io import ModelError
 from qa_helpers.common.quiet import quiet
-from qa_helpers.data.rows import Row
-from qa_helpers.data.squad import DataError
+from qa_helpers.data.rows import DataError, Row
 from qa_helpers.evaluation.written_answers import (
     MAX_NEW_TOKENS,
     MAX_PROMPT,
