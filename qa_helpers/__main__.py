@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
     from qa_helpers.experiment.catalogue import named_experiments
     from qa_helpers.experiment.record_files import write_record
     from qa_helpers.experiment.spec import RecordError, read_experiment
-    from qa_helpers.report.tables import format_report
+    from qa_helpers.report.documents import format_report
 
     named = named_experiments()
     if options.list:
@@ -158,7 +158,7 @@ def run(options: argparse.Namespace) -> int:
 def sweep(options: argparse.Namespace) -> int:
     """Run lists of experiments and print a table of their scores; 1 if one failed."""
     from qa_helpers.experiment.sweep import read_experiments, run_sweep
-    from qa_helpers.report.tables import format_report
+    from qa_helpers.report.documents import format_report
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by another program: as by Ctrl-C
     runs, failures = run_sweep(read_experiments(options.lists), options.folder, options.records, options.processes)
@@ -233,12 +233,12 @@ def _named(asked: str, named: Mapping[str, Plan]) -> Plan | None:
 def report(options: argparse.Namespace) -> int:
     """Print a table of records, or put it into a file."""
     from qa_helpers.experiment.record_files import read_record
-    from qa_helpers.report.tables import format_recipes, format_report, replace_report
+    from qa_helpers.report.documents import format_recipes, format_report, replace_report
 
     records = [read_record(path) for path in options.records]
     text = format_recipes(records) if options.by_recipe else format_report(records)
     if options.picture:
-        from qa_helpers.report.plots import save_report_picture
+        from qa_helpers.report.documents import save_report_picture
 
         save_report_picture(records, options.picture)
     if options.into:

@@ -1,33 +1,21 @@
-"""Recorded runs as tables: data frames that a notebook shows for reading, and the Markdown of the documents."""
+"""What a notebook shows for reading: recorded runs as tables, which are data frames, and a passage with its answer."""
 
 import html
 import re
 from collections.abc import Iterable, Mapping
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from qa_helpers.common.io import write_atomically
 from qa_helpers.evaluation.statistics import PERCENT_BOUNDS, mcnemar, paired_difference
-from qa_helpers.experiment.record import Run, Timing, paired_columns
+from qa_helpers.experiment.record import Run, paired_columns
 from qa_helpers.experiment.scores import METRICS
-from qa_helpers.experiment.spec import RecordError, training_in_words
+from qa_helpers.experiment.spec import training_in_words
 
+MARK = "#E69F00"  # Okabe and Ito's orange
 METRIC_NAMES = {"string_equality": "string equality", "exact_match": "EM", "f1": "F1", "contained": "contained"}
-LOST_TEXT = (
-    "made with tokenizers 0.23.2, which loses text: of some long passages, the end was never read. Against runs "
-    "without a mark these are compared without the questions on such passages."
-)
-RECIPE_COLUMNS = (  # heading, evaluation set, metric
-    ("EM, first 500", "first-500", "EM"),
-    ("EM, 500 random", "random-500", "EM"),
-    ("EM, all", "all", "EM"),
-    ("F1, all", "all", "F1"),
-)
-REPORT_MARKS = ("<!-- report -->", "<!-- /report -->")
-_SEED = re.compile(r"-seed\d+$")
 # What stands to the right: a number, a range, a share, an interval, and the dash that stands for what is missing.
 _NUMBER = re.compile(r"[-+]?[\d.,]*(e-?\d+)?( (to|of) [\d.,]+)?( ?\[.*\])?|–")
 
@@ -86,6 +74,15 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def highlight(context: str, start: int, end: int) -> Any:
+    """The passage as HTML with the characters `start` to `end` (exclusive) marked."""
+    from IPython.display import HTML
+
+    before, marked, after = (html.escape(part) for part in (context[:start], context[start:end], context[end:]))
+    mark = f'<mark style="background:{MARK};color:black;padding:0 2px">{marked}</mark>'
+    return HTML(f'<p style="max-width:46em;line-height:1.5">{before}{mark}{after}</p>')
+
+
 # ---- what is known of runs -------------------------------------------------------------------------------------
 def scores(runs: Iterable[Run] | Mapping[str, Run]) -> Table:
     """A line a run and evaluation set, with its questions and a column a metric, in percent.
@@ -138,56 +135,3 @@ def compare(first: Run, second: Run, metrics: Iterable[str] = METRICS, asked: It
             }
         )
     return Table(lines)
-
-
-# ---- documents -------------------------------------------------------------------------------------------------
-def format_report(runs: Iterable[Run]) -> str:
-    """A Markdown table of runs, a line an evaluation set: scores in percent with 95 % intervals."""
-    runs = list(runs)
-    table = pd.concat([scores([run]).assign(**_circumstances(run)) for run in runs])
-    table["questions asked"] = table["asked"] + table["questions"].map(" ({:,})".format)
-    columns = ["run", "trained on", "questions asked", "string equality", "EM", "F1", "training", "device"]
-    report = markdown(table[columns])
-    return f"{report}\n\n\\* {LOST_TEXT}" if any(run.defects for run in runs) else report
-
-
-def _circumstances(run: Run) -> dict[str, str]:
-    where = f"{run.machine.where}, {run.machine.precision}" + (" \\*" if run.defects else "")
-    return {"training": _speed_in_words(run.timing) if run.experiment.epochs else "–", "device": where}
-
-
-def _speed_in_words(timing: Timing) -> str:
-    if timing.resumed:
-        return "resumed, not timed"
-    speed = timing.train_questions_per_second
-    return f"{timing.train_seconds:.0f} s, {speed:.{0 if speed >= 1 else 1}f} questions/s"
-
-
-def format_recipes(runs: Iterable[Run]) -> str:
-    """A Markdown table with a line a recipe (runs that differ in their seeds alone): means over seeds, in percent."""
-    table = scores(runs).astype({"EM": float, "F1": float})
-    table["recipe"] = table["run"].str.replace(_SEED, "", regex=True)
-    table["trained on"] = table["trained on"].str.replace(r"(start from: [\w-]+)-seed\d+", r"\1", regex=True)
-    recipes = table.groupby("recipe", sort=False).agg({"trained on": "first", "run": "nunique"})
-    recipes = recipes.rename(columns={"run": "seeds"})
-    for heading, asked, metric in RECIPE_COLUMNS:
-        of_seeds = table[table["asked"] == asked].groupby("recipe")[metric]
-        recipes[heading] = of_seeds.mean().where(of_seeds.count().eq(recipes["seeds"]))
-    return markdown(recipes)
-
-
-def replace_report(path: Path | str, report: str) -> None:
-    """Put a report between a text file's marks `<!-- report -->` and `<!-- /report -->`.
-
-    Raises:
-        RecordError: if the file lacks the marks.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise RecordError(f"{path}: cannot be read as text ({type(problem).__name__})") from None
-    begin, end = REPORT_MARKS
-    if not 0 <= text.find(begin) < text.find(end):
-        raise RecordError(f"{path}: has no line '{begin}' followed by a line '{end}' to put the table between")
-    before, rest = text.split(begin, 1)
-    write_atomically(path, f"{before}{begin}\n{report}\n{end}{rest.split(end, 1)[1]}")

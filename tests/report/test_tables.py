@@ -13,7 +13,7 @@ from qa_helpers.experiment.record import Run
 from qa_helpers.experiment.record_files import read_record
 from qa_helpers.experiment.scores import METRICS
 from qa_helpers.experiment.spec import RecordError
-from qa_helpers.report.tables import METRIC_NAMES, Table, compare, markdown, scores
+from qa_helpers.report.tables import METRIC_NAMES, Table, compare, highlight, markdown, scores
 
 RECORDS = Path(__file__).parents[2] / "records"
 
@@ -77,6 +77,12 @@ def test_a_table_is_accessible_and_written_a_line_a_row() -> None:
 def test_a_table_in_markdown() -> None:
     table = pd.DataFrame({"x": [1.25, None]}, index=pd.Index(["a", "b"], name="name"))
     assert markdown(table) == "| name | x |\n| --- | --- |\n| a | 1.2 |\n| b | – |"
+
+
+def test_highlight_escapes_html() -> None:
+    shown = highlight("a <b> & the answer.", 8, 18).data
+    assert "a &lt;b&gt; " in shown
+    assert ">the answer</mark>." in shown
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------
