@@ -97,9 +97,8 @@ def save_report_picture(runs: Iterable[Run], path: Path | str) -> None:
     }
     names = {f"{run.experiment.model}, {run.experiment.train_size} questions of {run.experiment.data}" for run in runs}
     title = f"{' / '.join(sorted(names))}: EM depends on the questions asked"
-    figure, image = plots.intervals(shown, title, "EM (%)").figure, io.BytesIO()
-    figure.savefig(
-        image, format="png", dpi=110, metadata={"Software": None}
-    )  # no version: the same run, the same bytes
-    plt.close(figure)
+    plots.intervals(shown, title, "EM (%)")
+    image = io.BytesIO()
+    plt.savefig(image, format="png", dpi=110, metadata={"Software": None})  # no version: the same run, the same bytes
+    plt.close()
     write_atomically(path, image.getvalue())

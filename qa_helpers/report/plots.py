@@ -38,12 +38,10 @@ class FigureInWords(Figure):
         return {}, {"image/png": {"alt": self.in_words()}}  # the image itself is drawn as that of any figure
 
 
-def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[FigureInWords, Any]:
+def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
     """A figure, and the axes of its panels as `plt.subplots` gives them."""
-    made: tuple[FigureInWords, Any] = plt.subplots(
-        rows, columns, figsize=size, layout="constrained", FigureClass=FigureInWords
-    )
-    return made
+    figure = plt.figure(figsize=size, layout="constrained", FigureClass=FigureInWords)
+    return figure, figure.subplots(rows, columns)
 
 
 def _axes(title: str, x: str, y: str, ax: Axes | None = None, size: tuple[float, float] = (7, 3.2)) -> Axes:
@@ -219,8 +217,7 @@ def waterfall(counts: Mapping[str, int], title: str) -> Axes:
         label = f"{count} ({count / total:.1%})" if row == rest else f"+{count} → {end / total:.1%}"
         # to the left of what lies far right, so that no label leaves the picture
         x, shift, side = (end - count, -4, "right") if end > 0.7 * total else (end, 4, "left")
-        where = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side, "va": "center"}
-        ax.annotate(label, (x, row), fontsize="small", **where)
+        ax.annotate(label, (x, row), (shift, 0), textcoords="offset points", ha=side, va="center", fontsize="small")
         if row < rest:
             ax.plot([end, end], [row, row + 1], color="grey", linewidth=0.8)
     ax.set_xlim(0, total)

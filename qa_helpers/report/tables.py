@@ -118,7 +118,8 @@ def compare(first: Run, second: Run, metrics: Iterable[str] = METRICS, asked: It
         RecordError: as `paired_columns` does.
     """
     lines = []
-    for name, metric in product(list(asked) or [None], metrics):
+    sets: list[str | None] = [*asked] or [None]
+    for name, metric in product(sets, metrics):
         mine, theirs = (100 * np.asarray(column, float) for column in paired_columns(first, second, metric, name))
         better = mine > theirs, mine < theirs
         lines.append(
