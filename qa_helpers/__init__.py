@@ -16,7 +16,8 @@ What its notebooks use most can be had from here, and is loaded when it is asked
 | `change` | an experiment with some of its fields changed |
 | `run_experiment`, `load_trained`, `runs_folder` | run it, or read it back; its model; where runs are kept |
 | `load_records`, `paired_columns`, `score` | recorded runs; two of them question by question; a score of percent |
-| `plots`, `highlight` | figures and tables; a passage with its answer marked |
+| `scores`, `compare`, `Table` | tables: of runs' scores, of two runs compared, of whatever is to be read |
+| `plots`, `highlight` | figures; a passage with its answer marked |
 | `Playground`, `TrainerPanel`, `Dashboard`, `RankingWidget` | what a reader plays with |
 """
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds it to _DEFINED_
     from qa_helpers.model.load import load_qa_model, load_tokenizer
     from qa_helpers.model.trainable import count_parameters, set_trainable
     from qa_helpers.report import plots
-    from qa_helpers.report.plots import highlight
+    from qa_helpers.report.tables import Table, compare, highlight, scores
     from qa_helpers.widgets.dashboard import Dashboard
     from qa_helpers.widgets.playground import Playground
     from qa_helpers.widgets.ranking import RankingWidget
@@ -70,7 +71,8 @@ _DEFINED_IN = {
         "experiment.store": "load_trained run_experiment runs_folder",
         "model.load": "load_qa_model load_tokenizer",
         "model.trainable": "count_parameters set_trainable",
-        "report.plots": "plots highlight",
+        "report.plots": "plots",
+        "report.tables": "Table compare highlight scores",
         "widgets.dashboard": "Dashboard",
         "widgets.playground": "Playground",
         "widgets.ranking": "RankingWidget",

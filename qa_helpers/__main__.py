@@ -156,7 +156,7 @@ def run(options: argparse.Namespace) -> int:
     from qa_helpers.experiment.forms import RecordError
     from qa_helpers.experiment.record_files import write_record
     from qa_helpers.experiment.spec import read_experiment, training_in_words
-    from qa_helpers.report.tables import format_report
+    from qa_helpers.report.documents import format_report
 
     named = named_experiments()
     if options.list:
@@ -184,7 +184,7 @@ def sweep(options: argparse.Namespace) -> int:
     """Run lists of experiments, several at a time; finished ones are read back."""
     from qa_helpers.experiment.lists import read_experiments
     from qa_helpers.experiment.sweep import run_sweep
-    from qa_helpers.report.tables import format_report
+    from qa_helpers.report.documents import format_report
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by another program: as by Ctrl-C
     runs, failures = run_sweep(read_experiments(options.lists), options.folder, options.records, options.processes)
@@ -258,12 +258,12 @@ def _finish(words: str, record: str, path: Path | None) -> int:
 def report(options: argparse.Namespace) -> int:
     """Print recorded runs as a Markdown table."""
     from qa_helpers.experiment.record_files import read_record
-    from qa_helpers.report.tables import format_recipes, format_report, replace_report
+    from qa_helpers.report.documents import format_recipes, format_report, replace_report
 
     records = [read_record(path) for path in options.records]
     text = format_recipes(records) if options.by_recipe else format_report(records)
     if options.picture:
-        from qa_helpers.report.plots import save_report_picture
+        from qa_helpers.report.documents import save_report_picture
 
         save_report_picture(records, options.picture)
     if options.into:

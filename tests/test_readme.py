@@ -7,7 +7,7 @@ import numpy as np
 
 from qa_helpers.evaluation.comparisons import paired_difference
 from qa_helpers.experiment.record_files import read_record
-from qa_helpers.report.tables import REPORT_MARKS, format_report
+from qa_helpers.report.documents import REPORT_MARKS, format_report
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

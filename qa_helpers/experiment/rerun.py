@@ -40,7 +40,7 @@ class Comparison:
         return "within tolerance" if abs(self.recorded - self.now) <= self.tolerance else "off"
 
 
-def compare(recorded: Run, now: Run) -> list[Comparison]:
+def compare_with_record(recorded: Run, now: Run) -> list[Comparison]:
     """Every score of two runs of one experiment, side by side, without questions that only one of them read whole."""
     uneven = recorded.unread ^ now.unread
     scores, scores_now = (scores_without(run, uneven) if uneven else run.scores for run in (recorded, now))
@@ -145,7 +145,7 @@ def rerun(
     check_work([ancestor.experiment for ancestor in chain])
     for ancestor in chain:
         run = run_experiment(ancestor.experiment, folder or runs_folder() / "rerun", again=True)
-    return run, compare(record, run) + _compare_recall(record.retrieval, run.retrieval)
+    return run, compare_with_record(record, run) + _compare_recall(record.retrieval, run.retrieval)
 
 
 def _with_starts(record: Run, folders: list[Path]) -> list[Run]:

@@ -33,6 +33,10 @@ class Score(StrictModel):
             raise ValueError(f"the value {self.value} is not within its interval")
         return self
 
+    def __float__(self) -> float:
+        """The value alone, as a column of scores becomes one of numbers."""
+        return self.value
+
     def __str__(self) -> str:
         """Such as `38.8 [32.0, 45.6]`."""
         return str(Interval(self.value, self.low, self.high))

@@ -1,1 +1,1 @@
-"""What is shown of records: figures, tables, learning curves, ideas held against each other."""
+"""What is shown of records: tables, figures, documents, learning curves, ideas held against each other."""

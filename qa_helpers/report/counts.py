@@ -10,12 +10,13 @@ an answer's two ends belong together: nearly, but not always, the same.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from qa_helpers.common.io import read_json, write_atomically
-from qa_helpers.data.rows import DataError
+from qa_helpers.data.rows import DataError, Row
 from qa_helpers.data.squad import ASSETS, fingerprint, load_qa
 from qa_helpers.experiment.forms import RecordError, StrictModel, parse
 from qa_helpers.experiment.record import Run
@@ -49,36 +50,21 @@ class Count(NamedTuple):
         """The least and the most that this count can have given, in percent."""
         return 100 * self.least / self.questions, 100 * self.most / self.questions
 
-    @property
-    def lacking_percent(self) -> float:
-        """Of the wrong answers, those that only lack an article, in percent."""
-        wrong = self.questions - self.most
-        return 100 * self.lacking / wrong if wrong else 0.0
-
 
 Counts = dict[str, dict[str, Count]]  # by what is compared, and with which answer
 
 
 # ---- counting --------------------------------------------------------------------------------------------------
-class _Answer(NamedTuple):
-    text: str
-    start: int
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.text)
+Given = tuple[str, int]  # an answer's text, and the character of the passage at which it starts
 
 
 def find_reply(text: str, context: str) -> Reply:
     """A recorded answer with all places of its passage at which it stands."""
-    starts, start = [], context.find(text) if text else -1
-    while start >= 0:
-        starts.append(start)
-        start = context.find(text, start + 1)
+    starts = (match.start() for match in re.finditer(f"(?={re.escape(text)})", context) if text)
     return Reply(text, tuple(starts))
 
 
-def count(replies: Iterable[Reply], rows: Iterable[Mapping[str, Any]], left_out: int | None = None) -> Counts:
+def count(replies: Iterable[Reply], rows: Iterable[Row], left_out: int | None = None) -> Counts:
     """Count the right ones of answers to rows in all `WAYS`.
 
     Args:
@@ -92,8 +78,8 @@ def count(replies: Iterable[Reply], rows: Iterable[Mapping[str, Any]], left_out:
     values: dict[tuple[str, str], list[tuple[float, float, bool, bool]]] = {}
     for reply, row in zip(replies, rows, strict=True):
         for reference, answers in _references(row, left_out).items():
-            lacking = any(_adds_article(answer.text, reply.text) for answer in answers)
-            adding = any(_adds_article(reply.text, answer.text) for answer in answers)
+            lacking = any(_adds_article(text, reply.text) for text, _ in answers)
+            adding = any(_adds_article(reply.text, text) for text, _ in answers)
             for what, (least, most) in _right(reply, answers).items():
                 value = (least, most, most < 1 and lacking, most < 1 and adding)
                 values.setdefault((what, reference), []).append(value)
@@ -103,20 +89,24 @@ def count(replies: Iterable[Reply], rows: Iterable[Mapping[str, Any]], left_out:
     }
 
 
-def _references(row: Mapping[str, Any], left_out: int | None) -> dict[str, list[_Answer]]:
+def _references(row: Row, left_out: int | None) -> dict[str, list[Given]]:
     """The answers that each reference stands for; without those that this question does not have."""
-    given = [_Answer(*pair) for pair in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)]
-    others = [answer for place, answer in enumerate(given) if place != left_out]
+    given = list(zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True))
+    others = [answer for number, answer in enumerate(given) if number != left_out]
     named = {name: [given[i]] for i, name in enumerate(ANNOTATORS) if i != left_out and i < len(given)}
-    return named | ({"longest": [max(others, key=lambda answer: len(answer.text))], "any": others} if others else {})
+    return named | ({"longest": [max(others, key=lambda answer: len(answer[0]))], "any": others} if others else {})
 
 
-def _right(reply: Reply, answers: Sequence[_Answer]) -> dict[str, tuple[float, float]]:
+def _right(reply: Reply, answers: Sequence[Given]) -> dict[str, tuple[float, float]]:
     """By what is compared, how right an answer is: at the least and at the most."""
-    same = float(any(reply.text.lower() == answer.text.lower() for answer in answers))
-    starts = [float(any(start == answer.start for answer in answers)) for start in reply.starts] or [0.0]
-    places = [start + len(reply.text) for start in reply.starts]
-    ends = [float(any(end == answer.end for answer in answers)) for end in places] or [0.0]
+    same = float(any(reply.text.lower() == text.lower() for text, _ in answers))
+    length, first, last = (
+        len(reply.text),
+        {start for _, start in answers},
+        {start + len(text) for text, start in answers},
+    )
+    starts = [float(start in first) for start in reply.starts] or [0.0]
+    ends = [float(start + length in last) for start in reply.starts] or [0.0]
     both = [(start + end) / 2 for start, end in zip(starts, ends, strict=True)]
     values = dict(zip(WAYS, ([same], starts, ends, both), strict=True))
     return {what: (min(possible), max(possible)) for what, possible in values.items()}
@@ -131,7 +121,7 @@ def _total(values: Sequence[tuple[float, float, bool, bool]]) -> Count:
     return Count(len(values), least, most, lacking, adding)
 
 
-def count_run(run: Run, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Counts]:
+def count_run(run: Run, rows: Mapping[str, Row]) -> dict[str, Counts]:
     """Count a recorded run's answers on each of `SETS` that it was asked.
 
     A language model writes its answer and has no position: of such a run only the texts are counted.
@@ -150,16 +140,16 @@ def count_run(run: Run, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Coun
     return counted
 
 
-def count_people(rows: Sequence[Mapping[str, Any]]) -> dict[str, Counts]:
+def count_people(rows: Sequence[Row]) -> dict[str, Counts]:
     """Count the first, the second and the third annotator's answers, each against those of the others.
 
     The questions that one of them did not answer are left out of this one's counts.
     """
     counted = {}
-    for place, annotator in enumerate(ANNOTATORS):
-        answered = [row for row in rows if len(row["answers"]["text"]) > max(place, 1)]
-        pairs = [(row["answers"]["text"][place], row["answers"]["answer_start"][place]) for row in answered]
-        counted[annotator] = count([Reply(text, (start,)) for text, start in pairs], answered, left_out=place)
+    for number, annotator in enumerate(ANNOTATORS):
+        answered = [row for row in rows if len(row["answers"]["text"]) > max(number, 1)]
+        pairs = [(row["answers"]["text"][number], row["answers"]["answer_start"][number]) for row in answered]
+        counted[annotator] = count([Reply(text, (start,)) for text, start in pairs], answered, left_out=number)
     return counted
 
 
@@ -188,11 +178,11 @@ def count_records(records: Mapping[str, Run], data: str) -> Counted:
         if run.fingerprints.eval != known[ids]:
             raise DataError(f"'{name}' was not asked the validation questions of '{data}' that are at hand")
     asked = {name: chosen for run in records.values() for name, chosen in run.experiment.evaluations.items()}
-    places = {name: asked[name].indices(len(rows)) for name in SETS if name in asked}
+    chosen = {name: rows.select(asked[name].indices(len(rows))) for name in SETS if name in asked}
     runs = {name: count_run(run, by_id) for name, run in records.items()}
     return Counted(
         fingerprint=fingerprint(rows),
-        people={name: count_people([rows[place] for place in chosen]) for name, chosen in places.items()},
+        people={name: count_people(list(of_set)) for name, of_set in chosen.items()},
         runs={name: counts for name, counts in runs.items() if counts},
     )
 

@@ -14,9 +14,9 @@ from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record import Run
 from qa_helpers.experiment.record_files import load_records
 from qa_helpers.experiment.scores import METRICS
+from qa_helpers.report.tables import METRIC_NAMES
 from qa_helpers.widgets.look import Shown, block, labelled, paragraph, picture, problem
 from qa_helpers.widgets.run_views import (
-    METRIC_NAMES,
     MOST_RUNS,
     comparison_html,
     overview,

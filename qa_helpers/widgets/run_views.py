@@ -13,55 +13,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qa_helpers.data.squad import load_qa
-from qa_helpers.evaluation.comparisons import mcnemar, paired_difference
 from qa_helpers.evaluation.metrics import load_card
-from qa_helpers.evaluation.statistics import Interval
 from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record import Run, paired_columns
 from qa_helpers.experiment.scores import METRICS, Scores
 from qa_helpers.report.plots import COLOURS
+from qa_helpers.report.tables import METRIC_NAMES, compare
 from qa_helpers.widgets.look import paragraph, table
 
 MOST_RUNS = len(COLOURS)
 MOST_ROWS = 30
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))  # beside the colour: for who cannot tell colours apart
 MARKERS = "osD^v*"
-METRIC_NAMES = {"exact_match": "EM", "f1": "F1", "string_equality": "string equality", "contained": "contained"}
 
 
 # ---- what is known of runs -------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Comparison:
-    """Two runs on the questions that both were asked: how often each was right, and how far the scores differ."""
-
-    questions: int
-    both: int  # right; of EM
-    only_first: int
-    only_second: int
-    neither: int
-    difference: Interval  # second - first, in points, of the metric
-    p: float  # McNemar's, of EM
-
-
-def compare(first: Run, second: Run, metric: str = "exact_match") -> Comparison:
-    """Compare two runs question by question.
-
-    Raises:
-        RecordError: if they share no question, or were asked different ones under the same ids.
-    """
-    first_right, second_right = (column.astype(bool) for column in paired_columns(first, second))
-    mine, theirs = (100 * column for column in paired_columns(first, second, metric))
-    return Comparison(
-        questions=len(first_right),
-        both=int((first_right & second_right).sum()),
-        only_first=int((first_right & ~second_right).sum()),
-        only_second=int((~first_right & second_right).sum()),
-        neither=int((~first_right & ~second_right).sum()),
-        difference=paired_difference(mine.tolist(), theirs.tolist()),
-        p=mcnemar(first_right.tolist(), second_right.tolist()),
-    )
-
-
 @dataclass(frozen=True)
 class WrongAnswer:
     """A question that a run did not answer exactly; None where the course does not hold the data."""
@@ -178,23 +144,29 @@ def scores_html(runs: Mapping[str, Run], evaluation: str) -> str:
 
 def comparison_html(first: Run, second: Run, metric: str = "exact_match") -> str:
     """Two runs compared, in a sentence and a table of four fields."""
-    comparison = compare(first, second, metric)
-    first_name, second_name = first.experiment.name, second.experiment.name
-    low, high = comparison.difference.low, comparison.difference.high
+    compared = compare(first, second, dict.fromkeys(("exact_match", metric))).set_index("metric")
+    difference, questions = compared.loc[METRIC_NAMES[metric], ["difference", "questions"]]
+    low, high = difference.low, difference.high
     verdict = (
         "cannot be told apart" if low <= 0 <= high else f"differ: the second is {'better' if low > 0 else 'worse'}"
     )
     words = (
-        f"{METRIC_NAMES[metric]} of the second less the first, on {comparison.questions:,} shared questions: "
-        f"{comparison.difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]: by this interval the two {verdict}. "
-        f"McNemar's exact test of EM: p = {comparison.p:.2g}."
+        f"{METRIC_NAMES[metric]} of the second less the first, on {questions:,} shared questions: "
+        f"{difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]: by this interval the two {verdict}. "
+        f"McNemar's exact test of EM: p = {compared.loc['EM', 'p']:.2g}."
     )
+    return paragraph(words) + _four_fields(first, second)
+
+
+def _four_fields(first: Run, second: Run) -> str:
+    """How often each of two runs was right: a table of four fields."""
+    right, also_right = (column.astype(bool) for column in paired_columns(first, second))
     rows = [
-        (f"first right ({first_name})", comparison.both, comparison.only_first),
-        ("first wrong", comparison.only_second, comparison.neither),
+        (label, int((of_first & also_right).sum()), int((of_first & ~also_right).sum()))
+        for label, of_first in ((f"first right ({first.experiment.name})", right), ("first wrong", ~right))
     ]
-    header = ("questions", f"second right ({second_name})", "second wrong")
-    return paragraph(words) + table("Who was right (EM)", header, rows)
+    header = ("questions", f"second right ({second.experiment.name})", "second wrong")
+    return table("Who was right (EM)", header, rows)
 
 
 def wrong_html(wrong: Sequence[WrongAnswer], name: str) -> str:

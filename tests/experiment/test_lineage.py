@@ -20,7 +20,7 @@ from qa_helpers.experiment.spec import AsItComes, Combination, EvalSet, SpanTrai
 from qa_helpers.experiment.store import load_trained, run_experiment
 from qa_helpers.model import load
 from qa_helpers.model.trainable import count_parameters
-from qa_helpers.report.tables import format_report
+from qa_helpers.report.documents import format_report
 
 FEW = {"evaluations": {"few": EvalSet(limit=8)}, "probe_size": 0}
 

@@ -20,7 +20,7 @@ from qa_helpers.experiment.record import Recorded, Retrieval, Run, paired_column
 from qa_helpers.experiment.record_files import read_record, write_record
 from qa_helpers.experiment.scores import Score
 from qa_helpers.experiment.spec import AsItComes, Combination, EvalSet, SpanTraining, change, read_experiment
-from qa_helpers.report.tables import format_report, replace_report
+from qa_helpers.report.documents import format_report, replace_report
 
 FILES = ["answers.parquet", "run.json"]
 

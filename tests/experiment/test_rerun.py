@@ -20,7 +20,7 @@ from qa_helpers.experiment.rerun import (
     Comparison,
     changed_answers,
     changed_in_words,
-    compare,
+    compare_with_record,
     honest_pairs,
     rerun,
     rerun_tolerance,
@@ -74,14 +74,14 @@ def test_runs_on_another_machine_are_within_tolerance_but_for_luck():
     """One figure in twenty may be off; those of one run hang together, so that no count is exact."""
     elsewhere = load_records("cpu/class-*") | load_records("gpu/class-*")
     records = load_records("class-*")
-    compared = [one for name, run in elsewhere.items() for one in compare(run, records[name])]
+    compared = [one for name, run in elsewhere.items() for one in compare_with_record(run, records[name])]
     assert len(compared) > 100
     assert sum(one.verdict == "off" for one in compared) <= len(compared) / 20
 
 
 def test_every_score_is_compared(finished):
     _, run = finished
-    figures = [comparison.figure for comparison in compare(run, run)]
+    figures = [comparison.figure for comparison in compare_with_record(run, run)]
     assert len(figures) == len(set(figures)) == 8
     assert {"first: exact_match", "drawn: f1"} <= set(figures)
 

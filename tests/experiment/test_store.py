@@ -39,7 +39,7 @@ from qa_helpers.experiment.spec import (
 )
 from qa_helpers.experiment.store import check_work, load_trained, run_experiment, runs_folder
 from qa_helpers.model import load, trainable
-from qa_helpers.report.tables import format_report
+from qa_helpers.report.documents import format_report
 from qa_helpers.training import labels
 from qa_helpers.training.trainer import Settings
 

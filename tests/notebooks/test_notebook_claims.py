@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stored_tables import shown_text
 
 from qa_helpers.course.grading import review, split_sentences
 from qa_helpers.data.squad import load_qa
@@ -46,12 +47,8 @@ def text(notebook: str) -> str:
 
 def outputs(notebook: str, code: str) -> str:
     """What the one cell whose source holds `code` has stored, as text."""
-    shown = []
     (cell,) = (cell for cell in cells(notebook) if cell["cell_type"] == "code" and code in "".join(cell["source"]))
-    for output in cell["outputs"]:
-        data = output.get("data", {})
-        shown.append("".join(output.get("text", data.get("text/markdown", ""))))
-    return "\n".join(shown)
+    return "\n".join(map(shown_text, cell["outputs"]))
 
 
 def table(notebook: str, code: str) -> list[list[str]]:
@@ -126,7 +123,7 @@ def test_each_answer_stands_beside_its_question() -> None:
     tuned = load_records("quick-sft-40-*")["quick-sft-40-smollm2-seed0"]
     asked = {row["id"]: row["question"] for row in load_qa("courseqa", "validation")}
     recorded = {asked[id]: answer for id, answer in zip(tuned.questions.id, tuned.questions.prediction, strict=True)}
-    rows = table(WHY, "run_experiment(ten_steps())")
+    rows = table(WHY, "run_experiment(catalogue.ten_steps())")
     same = sum(recorded[question] == after for question, _, after in rows)
     assert len(rows) == 6
     assert same >= 4  # an answer may differ in a word between processors
@@ -134,7 +131,7 @@ def test_each_answer_stands_beside_its_question() -> None:
 
 # ---- the first reason ------------------------------------------------------------------------------------------
 def test_where_both_forms_prefer_the_other_city_it_was_the_capital() -> None:
-    rows = table(WHY, "continuation_probability(lm")
+    rows = table(WHY, "p({city}), %")
     odds = {row[0]: [float(row[at]) / max(float(row[at + 1]), 0.05) for at in (4, 6)] for row in rows}
     former = {row[0] for row in rows if row[3] != "–"}
     rivals, controls = list(odds)[:12], list(odds)[12:]
@@ -223,7 +220,7 @@ def test_the_rate_decides_as_much_as_the_way_what_is_forgotten() -> None:
     assert "the rate decides as much as the way" in text(WHY)
     assert "forget everything" not in text(WHY) + "".join(sources(WHY, "code"))
     assert "forget more than all weights together" not in text(WHY)
-    said = outputs(WHY, "plots.lines(")
+    said = outputs(WHY, "at rate 0.0002")
     for way in ("last:2", "all"):
         assert f"{way:6} at rate 0.0002: recall@1 {tried()[way][2e-4].retrieval.recall('after', 1)}" in said
 
@@ -283,11 +280,7 @@ def test_the_two_models_are_compared_with_their_epochs_told() -> None:
 
 @pytest.mark.parametrize("notebook", [START, WHY])
 def test_no_stored_interval_of_a_share_is_of_no_width(notebook: str) -> None:
-    shown = "\n".join(
-        "".join(output.get("text", "")) + str(output.get("data", {}).get("text/markdown", ""))
-        for cell in cells(notebook)
-        for output in cell.get("outputs", [])
-    )
+    shown = "\n".join(shown_text(output) for cell in cells(notebook) for output in cell.get("outputs", []))
     assert re.findall(r"\b(\d+\.\d) \[\1, \1\]", shown) == []
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rlhf_toys import random_policy
 from scipy import stats
+from stored_tables import shown_text
 
 from qa_helpers.common.io import project_folder
 from qa_helpers.evaluation.comparisons import gains_over_blocks
@@ -25,12 +26,7 @@ CELLS = json.loads((project_folder() / "notebooks" / "04_rlhf.ipynb").read_text(
 SOURCES = ["".join(cell["source"]) for cell in CELLS]
 TEXT = "\n".join(source for cell, source in zip(CELLS, SOURCES, strict=True) if cell["cell_type"] == "markdown")
 CODE = "\n".join(source for cell, source in zip(CELLS, SOURCES, strict=True) if cell["cell_type"] == "code")
-OUTPUT = "\n".join(
-    "".join(text)
-    for cell in CELLS
-    for output in cell.get("outputs", [])
-    for text in (output.get("text", ""), output.get("data", {}).get("text/markdown", ""))
-)
+OUTPUT = "\n".join(shown_text(output) for cell in CELLS for output in cell.get("outputs", []))
 CHAINS = list(load_chains("class-rlhf-seed*").values())
 [WEAK] = load_chains("class-rlhf-weak-*").values()
 SHARED = set.intersection(*(set(run.policies) for run in CHAINS))

@@ -18,6 +18,7 @@ from nbformat.validator import iter_validate
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 LONGEST_CELL = 30  # lines: as much as a screen shows beside its explanation
+TABLE = re.compile(r"(plots\.table|Table|scores|compare|pd\.concat)\(")
 
 MACHINE_TRACES = {
     "absolute path": r"""(?:^|[\s'"=(:\[]|file://)/(?:(?:tmp|home|root|usr)\b|[\w.+-]+/[\w.+-]+)|\b[A-Z]:\\+Users""",
@@ -86,10 +87,10 @@ def has_short_cells(notebook: Notebook) -> Iterator[str]:
 
 
 def shows_its_tables(notebook: Notebook) -> Iterator[str]:
-    """`plots.table` returns what Jupyter shows only as a cell's last expression."""
+    """A table is what Jupyter shows only as a cell's last expression."""
     for name, cell in code_cells(notebook):
         for statement in ast.parse(source(cell)).body[:-1]:
-            if isinstance(statement, ast.Expr) and ast.unparse(statement).startswith("plots.table("):
+            if isinstance(statement, ast.Expr) and TABLE.match(ast.unparse(statement)):
                 yield f"{name} makes a table that is not shown; let it be the cell's last expression"
 
 
@@ -257,7 +258,10 @@ FAULTS: list[tuple[Check, Notebook]] = [
         ]
     ),
     (has_short_cells, notebook_of(code("x = 1\n" * (LONGEST_CELL + 1)))),
-    (shows_its_tables, notebook_of(code("plots.table(a, b)\nprint(1)", shown(text__markdown="another")))),
+    *(
+        (shows_its_tables, notebook_of(code(f"{table}\nprint(1)", shown(text__html="another"))))
+        for table in ("Table(rows, columns=names)", "scores(runs)[names]", "compare(a, b).rename(columns=names)")
+    ),
     (has_no_empty_cells, notebook_of(code(" \n"))),
     (explains_each_cell, notebook_of(code("1"))),
     (explains_each_cell, notebook_of(markdown("a"), code("1"), code("2"))),

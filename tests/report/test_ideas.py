@@ -8,7 +8,7 @@ from qa_helpers.experiment.catalogue import SEEDS, at_size, cloze, idea
 from qa_helpers.experiment.forms import RecordError
 from qa_helpers.experiment.record_files import load_records
 from qa_helpers.experiment.spec import EvalSet, change
-from qa_helpers.report.ideas import Confirmation, Trial, confirmations, luck_of_the_best, trained_on, trials
+from qa_helpers.report.ideas import confirmations, luck_of_the_best, trained_on, trials, verdict
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +32,15 @@ def test_a_gain_is_over_the_run_of_the_same_size_and_seed_without_the_idea(recor
     worse = run_of(idea("batch-8", 1_000), recorded, [0, 0, 0, 1])
     other_seed = run_of(idea("smoothing", 1_000, 1), recorded, [1, 1, 1, 1])  # nothing of seed 1 to compare it with
     runs = {run.experiment.name: run for run in (worse, base, other_seed, better)}
-    found = trials(runs, 1_000)
-    assert [(t.idea, t.seed, t.questions, t.gain.value, t.cost) for t in found] == [
-        ("epochs-10", 0, 4, 50.0, 2.0),
-        ("batch-8", 0, 4, -25.0, 1.0),
+    table = trials(runs, 1_000)
+    assert table[["idea", "seed", "questions", "cost"]].to_numpy().tolist() == [
+        ["epochs-10", 0, 4, 2.0],
+        ["batch-8", 0, 4, 1.0],
     ]
-    assert found[0].p == 0.5  # two questions changed, both for the better
-    assert [t.gain.value for t in trials(runs, 1_000, "few")] == [100.0, 0.0]
-    assert [t.gain.value for t in trials(runs, 1_000, metric="f1")] == [25.0, -12.5]
-    assert trials(runs, 2_000) == []
+    assert [gain.value for gain in table["gain"]] == [50.0, -25.0]
+    assert table.loc[0, "p"] == 0.5  # two questions changed, both for the better
+    assert list(table["verdict"]) == [verdict(gain) for gain in table["gain"]]
+    assert trials(runs, 2_000).empty
 
 
 def test_what_an_idea_rests_on_counts_into_its_cost(recorded):
@@ -56,15 +56,15 @@ def test_what_an_idea_rests_on_counts_into_its_cost(recorded):
     assert trained_on(runs[together.name], runs) == 3 * 5_000
     assert trained_on(runs[first.name], runs) == 250 * 16
     assert trained_on(runs[after.name], runs) == 5_000 + 250 * 16
-    assert {trial.idea: trial.cost for trial in trials(runs, 1_000)} == {"ensemble": 3.0, "cloze-first": 1.8}
+    assert trials(runs, 1_000).set_index("idea")["cost"].to_dict() == {"ensemble": 3.0, "cloze-first": 1.8}
 
 
 @pytest.mark.parametrize(
-    ("gain", "verdict"),
+    ("gain", "words"),
     [((2, 0.1, 4), "better"), ((-2, -4, -0.1), "worse"), ((2, -1, 5), "not told apart"), ((0, 0, 0), "not told apart")],
 )
-def test_a_verdict_is_whether_the_interval_excludes_zero(gain, verdict):
-    assert Trial("lr-half", 1_000, 0, 4, Interval(*gain), 0.5, 1.0).verdict == verdict
+def test_a_verdict_is_whether_the_interval_excludes_zero(gain, words):
+    assert verdict(Interval(*gain)) == words
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def confirmed_runs(recorded):
 
 
 def test_an_idea_is_confirmed_over_all_its_seeds(confirmed_runs):
-    better, idle = confirmations(confirmed_runs, 5_000, "all")
+    (_, better), (_, idle) = confirmations(confirmed_runs, 5_000, "all").iterrows()
     assert (better.idea, idle.idea) == ("cosine", "batch-8")
     assert better.gains == (50.0, 50.0, 25.0)
     assert idle.gains == (0.0, 25.0, -25.0)
@@ -93,9 +93,8 @@ def test_an_idea_is_confirmed_over_all_its_seeds(confirmed_runs):
     assert better.by_seeds == gains_over_blocks(base, {"idle": [50, 50, 25], "better": cosine}, True)["better"]
     each = {"without": [0, 0, 200 / 3, 100], "with": [100, 100 / 3, 100, 100]}  # a question each, mean of the seeds
     assert better.by_questions == pytest.approx(paired_difference(each["without"], each["with"]))
-    assert confirmations(confirmed_runs, 5_000, "few")[0].gains == (100.0, 50.0, 50.0)
-    assert confirmations(confirmed_runs, 5_000, metric="f1")[0].gains == (25.0, 25.0, 12.5)
-    assert confirmations(confirmed_runs, 1_000) == []
+    assert confirmations(confirmed_runs, 5_000, "few").loc[0, "gains"] == (100.0, 50.0, 50.0)
+    assert confirmations(confirmed_runs, 1_000).empty
 
 
 def test_seeds_that_were_asked_other_questions_are_refused(confirmed_runs):
@@ -110,14 +109,13 @@ def test_seeds_that_were_asked_other_questions_are_refused(confirmed_runs):
 def test_of_eight_recorded_ideas_only_the_two_learning_rates_are_told_to_be_worse():
     """Three runs each tell a gain to 0.80 points where eight are looked at together, not to 0.57 as for one alone."""
     confirmed = confirmations(load_records("class-*"), 5_000, "all")
-    verdicts = {one.idea: one.verdict for one in confirmed}
-    assert len(verdicts) == 8
-    assert {name for name, verdict in verdicts.items() if verdict != "not told apart"} == {"lr-half", "lr-double"}
-    assert {round(one.by_seeds.high - one.by_seeds.value, 2) for one in confirmed} == {0.80}
+    assert len(confirmed) == 8
+    assert set(confirmed.loc[confirmed["verdict"] != "not told apart", "idea"]) == {"lr-half", "lr-double"}
+    assert {round(by_seeds.high - by_seeds.value, 2) for by_seeds in confirmed["by_seeds"]} == {0.80}
 
 
 @pytest.mark.parametrize(
-    ("questions", "seeds", "verdict"),
+    ("questions", "seeds", "words"),
     [
         ((2, 1, 3), (2, 0.1, 4), "better"),
         ((2, 1, 3), (2, -1, 5), "not told apart"),
@@ -126,8 +124,8 @@ def test_of_eight_recorded_ideas_only_the_two_learning_rates_are_told_to_be_wors
         ((-2, -3, -1), (-2, -5, 1), "not told apart"),
     ],
 )
-def test_both_intervals_must_agree(questions, seeds, verdict):
-    assert Confirmation("cosine", (2.0,), Interval(*questions), Interval(*seeds)).verdict == verdict
+def test_both_intervals_must_agree(questions, seeds, words):
+    assert verdict(Interval(*questions), Interval(*seeds)) == words
 
 
 def test_the_best_of_many_that_do_nothing_seems_to_gain():
