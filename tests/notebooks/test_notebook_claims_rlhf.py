@@ -273,7 +273,7 @@ def test_the_live_cells_work_at_the_scale_that_is_set(monkeypatch, tokenizer, co
     run, read = [], []
     monkeypatch.setenv("QA_SCALE", "class")
     monkeypatch.setattr("qa_helpers.experiment.store.run_experiment", run.append)
-    monkeypatch.setattr("qa_helpers.experiment.lineage.load_run", lambda name, folder: (None, tokenizer))
+    monkeypatch.setattr("qa_helpers.experiment.store.load_trained", lambda name: (None, tokenizer))
     monkeypatch.setattr("qa_helpers.data.squad.load_qa", lambda *what: read.append(what) or course)
     monkeypatch.setattr("qa_helpers.rlhf.policy.one_window", lambda rows, tokenizer: (rows, 0))
     monkeypatch.setattr("qa_helpers.rlhf.measure.ask_reference", lambda model, tokenizer, questions: questions)
