@@ -30,7 +30,6 @@ from qa_helpers.rlhf.chain_record import (
     RANKERS,
     Chain,
     ChainRun,
-    Columns,
     PolicyPlan,
     PolicyResult,
     RewardPlan,
@@ -69,11 +68,12 @@ Rewards = dict[str, tuple[RewardModel, RewardResult]]  # by the plan's name
 # ---- running one -----------------------------------------------------------------------------------------------
 @dataclass
 class _Asked:
-    """The questions of each part, and what the reference says of them."""
+    """The questions of each part, and what the reference says of them, which lies on the CPU."""
 
     parts: dict[str, list[Reference]]  # by "learn", "stop" and "held out"
     left_out: int
     fingerprint: str
+    device: torch.device  # of the model: there everything is computed
     pairs: dict[tuple[str, str], list[Pair]] = field(default_factory=dict)  # by (rankings, part)
 
     @property
@@ -84,8 +84,8 @@ class _Asked:
     def held_out(self) -> list[Reference]:
         return self.parts["held out"]
 
-    def measure(self, policy: Policy, reward: Reward) -> Columns:
-        return outcome(policy, self.held_out, reward).columns()
+    def measure(self, policy: Policy, reward: Reward) -> Outcome:
+        return outcome(policy, self.held_out, reward, self.device)
 
 
 @quiet()
@@ -124,11 +124,11 @@ def _run(chain: Chain, home: Path) -> ChainRun:
         questions={name: len(part) for name, part in asked.parts.items()} | {"left out": asked.left_out},
         ids=[reference.question.row["id"] for reference in asked.held_out],
         titles=[reference.question.row["title"] for reference in asked.held_out],
-        reference=asked.measure(lambda batch: batch.log_ref, first),
+        reference=asked.measure(lambda batch: batch.log_ref, first).columns(),
         rewards={name: result for name, (_, result) in rewards.items()},
         policies=policies,
-        optima={f"{beta:g}": asked.measure(_optimum(first, beta), first) for beta in chain.betas},
-        best_of={f"{n}": asked.measure(_best_of(first, n), first) for n in chain.best_of},
+        optima={f"{beta:g}": asked.measure(_optimum(first, beta), first).columns() for beta in chain.betas},
+        best_of={f"{n}": asked.measure(_best_of(first, n), first).columns() for n in chain.best_of},
     )
 
 
@@ -136,8 +136,13 @@ def _optimum(reward: Reward, beta: float) -> Policy:
     return lambda batch: closed_form(batch.log_ref, reward(batch), beta)
 
 
+def _changed(model: nn.Module, tokenizer: Any) -> Policy:
+    return lambda batch: policy(model, tokenizer, batch.questions)
+
+
 def _best_of(reward: Reward, n: int) -> Policy:
-    return lambda batch: best_of_n(batch.log_ref, reward(batch), n).float()
+    # Its float64 is on the CPU, since not every accelerator has it.
+    return lambda batch: best_of_n(batch.log_ref.cpu(), reward(batch).cpu(), n).to(batch.log_ref)
 
 
 # ---- the questions ---------------------------------------------------------------------------------------------
@@ -163,7 +168,8 @@ def _ask(chain: Chain, model: nn.Module, tokenizer: Any, rests_on: dict[str, Anc
         asked[part] = ask_reference(model, tokenizer, questions)
         left_out += missing
         rows_asked += [question.row for question in questions]
-    return _Asked(asked, left_out, fingerprint(rows_asked), _pairs(asked, chain.seed))
+    device = next(model.parameters()).device
+    return _Asked(asked, left_out, fingerprint(rows_asked), device, _pairs(asked, chain.seed))
 
 
 def _pairs(asked: dict[str, list[Reference]], seed: int) -> dict[tuple[str, str], list[Pair]]:
@@ -203,8 +209,8 @@ def _proposals(references: Sequence[Reference], seed: int) -> list[list[Candidat
     return proposals
 
 
-def _batches(references: Sequence[Reference]) -> Iterator[ReferenceBatch]:
-    return (collate(references[at : at + ASKED_AT_ONCE]) for at in range(0, len(references), ASKED_AT_ONCE))
+def _batches(references: Sequence[Reference], device: torch.device | str = "cpu") -> Iterator[ReferenceBatch]:
+    return (collate(references[at : at + ASKED_AT_ONCE], device) for at in range(0, len(references), ASKED_AT_ONCE))
 
 
 # ---- the reward models -----------------------------------------------------------------------------------------
@@ -218,7 +224,8 @@ def _train_reward(plan: RewardPlan, chain: Chain, asked: _Asked) -> tuple[Reward
     # One list of references for the pairs of both parts, whose places are counted through.
     references, count = asked.learn + asked.parts["stop"], len(asked.learn)
     shifted = [pair._replace(question=pair.question + count) for pair in stop]
-    model = RewardModel(references[0].states.shape[1], length=plan.length, log_prob=plan.log_prob, seed=chain.seed)
+    units = references[0].states.shape[1]
+    model = RewardModel(units, length=plan.length, log_prob=plan.log_prob, seed=chain.seed).to(asked.device)
     history = train_reward_model(
         model,
         references,
@@ -236,7 +243,8 @@ def _reward_result(
 ) -> RewardResult:
     held_out = asked.pairs["own", "held out"]
     with torch.no_grad():
-        correlations = np.array([length_correlation(batch.log_ref, model(batch)) for batch in _batches(asked.held_out)])
+        batches = _batches(asked.held_out, asked.device)
+        correlations = np.array([length_correlation(batch.log_ref, model(batch)) for batch in batches])
     known = correlations[np.isfinite(correlations)]
     return RewardResult(
         pairs={"learn": learned, "stop": stopped_on, "held out": len(held_out)},
@@ -245,7 +253,7 @@ def _reward_result(
         accuracy_on_people=_rankers(model, asked, "people"),
         calibration_error=round(ranking_calibration(margins(model, asked.held_out, held_out)).error, 4),
         length_correlation=round(float(known.mean()), 4) if len(known) else None,
-        optima=[(beta, _means(outcome(_optimum(model, beta), asked.held_out, model))) for beta in chain.betas],
+        optima=[(beta, _means(asked.measure(_optimum(model, beta), model))) for beta in chain.betas],
     )
 
 
@@ -273,7 +281,7 @@ def _change(
     own = common = history.outcomes[-1][1]
     if reward is not first:
         with evaluation_mode(model):
-            common = outcome(lambda batch: policy(model, tokenizer, batch.questions), asked.held_out, first)
+            common = asked.measure(_changed(model, tokenizer), first)
     return PolicyResult(
         steps=[(step.step, round(step.loss, 4), round(step.kl, 4), round(step.reward, 4)) for step in history.steps],
         progress=[(step, _means(measured)) for step, measured in history.outcomes],

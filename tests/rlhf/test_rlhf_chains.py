@@ -1,11 +1,13 @@
 """A chain of RLHF: run, read back, resumed, recorded; what its parts are made of."""
 
+import contextlib
 import json
 import shutil
 from itertools import combinations
 
 import numpy as np
 import pytest
+from pretend_device import pretend_device
 
 from qa_helpers.__main__ import main
 from qa_helpers.data.squad import ASSETS, DataError, load_qa
@@ -132,7 +134,7 @@ def test_a_reference_that_has_seen_every_article_leaves_none_to_ask(done):
 def reference(**changes):
     """The reference's ancestry, as a chain takes it."""
     experiment = Experiment(name="finished", train_size=16).model_copy(update=changes)
-    return {"finished": Ancestor(experiment=experiment, fingerprints=Fingerprints(train="", eval=""))}
+    return {"finished": Ancestor(experiment=experiment, fingerprints=Fingerprints(train="0" * 16, eval="0" * 16))}
 
 
 @pytest.fixture(scope="module", params=["courseqa", "squad"])
@@ -213,6 +215,23 @@ def test_a_very_large_beta_holds_the_policy_where_a_small_one_lets_it_go(asked, 
         history = chains._update(plan, chain, tiny_model(), tokenizer, found, RewardModel(16, seed=3))
         kl[beta] = history.outcomes[-1][1].kl.mean()
     assert kl[0.01] > 10 * kl[1e6]
+
+
+def test_on_another_device_than_the_cpu_a_chain_gives_the_same(tokenizer, tiny_model, tmp_path, monkeypatch):
+    """The device is pretended: a tensor that stays on the CPU where the model does not is an error, as on a GPU."""
+    policies = (*POLICIES, PolicyPlan(name="grpo", method="grpo", penalty="sampled", steps=1, reward="shuffled"))
+    chain = change(CHAIN, learn=12, held_out=6, policies=policies)
+    monkeypatch.setattr("qa_helpers.rlhf.policy.autocast", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(chains, "ancestors", lambda *_: reference())
+    monkeypatch.setattr(chains, "load_run", lambda *_: (tiny_model(), tokenizer))
+    here = run_chain(chain, tmp_path / "here")
+    with pretend_device() as device:
+        monkeypatch.setattr(chains, "load_run", lambda *_: (tiny_model().to(device), tokenizer))
+        there = run_chain(chain, tmp_path / "there")
+    assert there.rewards == here.rewards
+    for name, columns in here.everything.items():
+        for column in type(columns).model_fields:
+            assert there.columns(name).array(column) == pytest.approx(columns.array(column), abs=2e-3), (name, column)
 
 
 def test_writing_and_reading_change_nothing(done, tmp_path):
