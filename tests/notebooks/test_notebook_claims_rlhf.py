@@ -14,12 +14,12 @@ from rlhf_toys import random_policy
 from scipy import stats
 
 from qa_helpers.common.io import project_folder
-from qa_helpers.evaluation.comparisons import gains_over_blocks
+from qa_helpers.evaluation.comparisons import gains_over_blocks, win_rate
 from qa_helpers.experiment.catalogue import SCALES
 from qa_helpers.rlhf.chain_record import load_chains
 from qa_helpers.rlhf.language.record import language_table, load_language_chains
 from qa_helpers.rlhf.losses import ppo_loss
-from qa_helpers.rlhf.measure import gain, gains_over_seeds, wins
+from qa_helpers.rlhf.measure import gain, gains_over_seeds
 
 CELLS = json.loads((project_folder() / "notebooks" / "04_rlhf.ipynb").read_text(encoding="utf-8"))["cells"]
 SOURCES = ["".join(cell["source"]) for cell in CELLS]
@@ -153,7 +153,7 @@ def test_ppo_gains_over_questions_articles_and_seeds_and_reinforce_not_its_em_ov
     assert str(over_seeds["exact_match"]["ppo"]) == "2.6 [0.3, 4.9]"
     assert str(over_seeds["f1"]["ppo"]) == "3.3 [1.1, 5.5]"
     assert gain(CHAINS, "reinforce", "exact_match").low > 0 > over_seeds["exact_match"]["reinforce"].low
-    assert min(wins(run, "ppo").p for run in CHAINS) > 0.05
+    assert min(win_rate(run.reference.agreement, run.columns("ppo").agreement).p for run in CHAINS) > 0.05
 
 
 def test_held_out_articles_are_twelve():

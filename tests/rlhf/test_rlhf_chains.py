@@ -192,28 +192,28 @@ def test_what_the_reference_was_trained_on_is_left_out_however_it_was_chosen():
 
 
 def test_a_reward_model_is_measured_on_the_held_out_pairs_with_intervals_over_questions(asked):
-    chain, found = asked
-    model, result = chains._train_reward(CHAIN.rewards[0], chain, found)
+    _, found = asked
+    model, result = chains._train_reward(CHAIN.rewards[0], found)
     pairs = found.pairs["own", "held out"]
-    rightly = 100 * accuracy(margins(model, found.held_out, pairs))
-    by_probability = 100 * accuracy(log_prob_margins(found.held_out, pairs))
+    rightly = 100 * accuracy(margins(model, found.parts["held out"], pairs))
+    by_probability = 100 * accuracy(log_prob_margins(found.parts["held out"], pairs))
     assert result.accuracy["reward model"].value == pytest.approx(rightly, abs=0.01)
     assert result.accuracy["own probability"].value == pytest.approx(by_probability, abs=0.01)
-    right = 50 * (np.sign(margins(model, found.held_out, pairs)) + 1)
+    right = 50 * (np.sign(margins(model, found.parts["held out"], pairs)) + 1)
     questions = [pair.question for pair in pairs]
     assert result.accuracy["reward model"] == Score.of(bootstrap_mean(right, clusters=questions))
     assert result.accuracy["reward model"] != Score.of(bootstrap_mean(right))
-    learned = accuracy(margins(model, found.learn, found.pairs["own", "learn"]))
+    learned = accuracy(margins(model, found.parts["learn"], found.pairs["own", "learn"]))
     assert result.accuracy["reward model"].value != pytest.approx(100 * learned, abs=0.01)
 
 
 def test_a_very_large_beta_holds_the_policy_where_a_small_one_lets_it_go(asked, tokenizer, tiny_model):
-    chain, found = asked
+    _, found = asked
     kl = {}
     for beta in (1e6, 0.01):  # all else is the same
         plan = PolicyPlan(name="x", method="exact", penalty="exact", steps=8, learning_rate=3e-3, beta=beta)
-        history = chains._update(plan, chain, tiny_model(), tokenizer, found, RewardModel(16, seed=3))
-        kl[beta] = history.outcomes[-1][1].kl.mean()
+        learner = chains._update(plan, found, tiny_model(), RewardModel(16, seed=3))
+        kl[beta] = learner.history.outcomes[-1][1].kl.mean()
     assert kl[0.01] > 10 * kl[1e6]
 
 
