@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from qa_helpers.common.device import describe_machine, evaluation_mode
 from qa_helpers.common.quiet import quiet
-from qa_helpers.data.rows import Row
-from qa_helpers.data.squad import DataError, fingerprint, load_qa
+from qa_helpers.data.rows import DataError, Row
+from qa_helpers.data.squad import fingerprint, load_qa
 from qa_helpers.experiment.lineage import ancestors, load_run
 from qa_helpers.experiment.once import kept, run_once
 from qa_helpers.experiment.record import Ancestor, Machine

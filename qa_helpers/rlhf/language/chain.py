@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from qa_helpers.common.device import default_device, describe_machine, peak_memory_mib
 from qa_helpers.common.quiet import quiet
-from qa_helpers.data.rows import Row
-from qa_helpers.data.squad import DataError, fingerprint, load_qa
+from qa_helpers.data.rows import DataError, Row
+from qa_helpers.data.squad import fingerprint, load_qa
 from qa_helpers.evaluation.metrics import exact_match, f1
 from qa_helpers.evaluation.written_answers import load_chat_tokenizer, load_language_model, prompt_tokens
 from qa_helpers.experiment.once import kept, run_once

@@ -21,8 +21,7 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, Trai
 from qa_helpers.common.device import default_device, set_seed
 from qa_helpers.common.io import ModelError
 from qa_helpers.common.quiet import quiet
-from qa_helpers.data.rows import Row
-from qa_helpers.data.squad import DataError
+from qa_helpers.data.rows import DataError, Row
 from qa_helpers.evaluation.written_answers import (
     MAX_NEW_TOKENS,
     MAX_PROMPT,
