@@ -7,19 +7,19 @@ next. What it simplifies: the policies' weights are not kept, and a policy that 
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from qa_helpers.common.device import describe_machine, evaluation_mode
 from qa_helpers.common.quiet import quiet
 from qa_helpers.data.rows import DataError, Row
-from qa_helpers.data.squad import fingerprint, load_qa, sample_indices
+from qa_helpers.data.squad import fingerprint, load_qa
 from qa_helpers.experiment.lineage import ancestors, load_run
 from qa_helpers.experiment.once import kept, run_once
 from qa_helpers.experiment.record import Ancestor, Machine
@@ -31,18 +31,18 @@ from qa_helpers.rlhf.chain_record import (
     RANKERS,
     Chain,
     ChainRun,
-    Columns,
     PolicyPlan,
     PolicyResult,
     RewardPlan,
     RewardResult,
 )
 from qa_helpers.rlhf.measure import Outcome, Policy, Reference, ReferenceBatch, Reward, ask_reference, collate, outcome
-from qa_helpers.rlhf.policy import best_of_n, closed_form, one_window, policy
+from qa_helpers.rlhf.policy import best_of_n, closed_form, one_window
 from qa_helpers.rlhf.preferences import (
     Candidate,
     Pair,
     balance_lengths,
+    chain_parts,
     flip,
     human_candidates,
     longer_by,
@@ -51,7 +51,7 @@ from qa_helpers.rlhf.preferences import (
     split_by_article,
 )
 from qa_helpers.rlhf.reward import (
-    RewardEpoch,
+    Ranked,
     RewardModel,
     length_correlation,
     log_prob_margins,
@@ -60,7 +60,7 @@ from qa_helpers.rlhf.reward import (
     ranking_calibration,
     train_reward_model,
 )
-from qa_helpers.rlhf.updates import History, UpdateSettings, train_dpo, train_supervised, update_policy
+from qa_helpers.rlhf.updates import Learner, UpdateSettings, train_dpo, train_supervised, update_policy
 
 RECORD = "chain-run.json"  # not `run.json`, which marks a run with a model of its own
 ASKED_AT_ONCE = 16  # questions whose candidates are drawn together
@@ -70,23 +70,20 @@ Rewards = dict[str, tuple[RewardModel, RewardResult]]  # by the plan's name
 # ---- running one -----------------------------------------------------------------------------------------------
 @dataclass
 class _Asked:
-    """The questions of each part, and what the reference says of them."""
+    """A chain's questions, and what the reference says of them, which lies on the CPU."""
 
+    chain: Chain
+    tokenizer: PreTrainedTokenizerFast
+    device: torch.device  # of the model: there everything is computed
     parts: dict[str, list[Reference]]  # by "learn", "stop" and "held out"
+    pairs: dict[tuple[str, str], list[Pair]]  # by (rankings, part)
     left_out: int
-    fingerprint: str
-    pairs: dict[tuple[str, str], list[Pair]] = field(default_factory=dict)  # by (rankings, part)
 
-    @property
-    def learn(self) -> list[Reference]:
-        return self.parts["learn"]
+    def ranked(self, rankings: str, part: str) -> Ranked:
+        return self.parts[part], self.pairs[rankings, part]
 
-    @property
-    def held_out(self) -> list[Reference]:
-        return self.parts["held out"]
-
-    def measure(self, policy: Policy, reward: Reward) -> Columns:
-        return outcome(policy, self.held_out, reward).columns()
+    def measure(self, policy: Policy, reward: Reward) -> Outcome:
+        return outcome(policy, self.parts["held out"], reward, self.device)
 
 
 @quiet()
@@ -111,25 +108,26 @@ def _run(chain: Chain, home: Path) -> ChainRun:
     model, tokenizer = load_run(chain.reference, home.parent)
     rests_on = ancestors([chain.reference], home.parent)
     asked = _ask(chain, model, tokenizer, rests_on)
-    rewards = {plan.name: _train_reward(plan, chain, asked) for plan in chain.rewards}
+    rewards = {plan.name: _train_reward(plan, asked) for plan in chain.rewards}
     policies = {}
     for plan in chain.policies:
-        change = partial(_change, plan, chain, model, tokenizer, asked, rewards)
+        change = partial(_change, plan, asked, model, rewards)
         policies[plan.name] = kept(home / "policies" / f"{plan.name}.json", PolicyResult, change)
     first = rewards[chain.rewards[0].name][0]
+    rows = {part: [reference.question.row for reference in references] for part, references in asked.parts.items()}
     return ChainRun(
         chain=chain,
         machine=Machine.model_validate(describe_machine()),
-        fingerprint=asked.fingerprint,
+        fingerprint=fingerprint(row for asked_rows in rows.values() for row in asked_rows),
         ancestors=rests_on,
-        questions={name: len(part) for name, part in asked.parts.items()} | {"left out": asked.left_out},
-        ids=[reference.question.row["id"] for reference in asked.held_out],
-        titles=[reference.question.row["title"] for reference in asked.held_out],
-        reference=asked.measure(lambda batch: batch.log_ref, first),
+        questions={part: len(asked_rows) for part, asked_rows in rows.items()} | {"left out": asked.left_out},
+        ids=[row["id"] for row in rows["held out"]],
+        titles=[row["title"] for row in rows["held out"]],
+        reference=asked.measure(lambda batch: batch.log_ref, first).columns(),
         rewards={name: result for name, (_, result) in rewards.items()},
         policies=policies,
-        optima={f"{beta:g}": asked.measure(_optimum(first, beta), first) for beta in chain.betas},
-        best_of={f"{n}": asked.measure(_best_of(first, n), first) for n in chain.best_of},
+        optima={f"{beta:g}": asked.measure(_optimum(first, beta), first).columns() for beta in chain.betas},
+        best_of={f"{n}": asked.measure(_best_of(first, n), first).columns() for n in chain.best_of},
     )
 
 
@@ -138,42 +136,29 @@ def _optimum(reward: Reward, beta: float) -> Policy:
 
 
 def _best_of(reward: Reward, n: int) -> Policy:
-    return lambda batch: best_of_n(batch.log_ref, reward(batch), n).float()
+    # Its float64 is on the CPU, since not every accelerator has it.
+    return lambda batch: best_of_n(batch.log_ref.cpu(), reward(batch).cpu(), n).to(batch.log_ref)
 
 
 # ---- the questions ---------------------------------------------------------------------------------------------
-def _ask(chain: Chain, model: nn.Module, tokenizer: Any, rests_on: dict[str, Ancestor]) -> _Asked:
+def _ask(chain: Chain, model: nn.Module, tokenizer: PreTrainedTokenizerFast, rests_on: dict[str, Ancestor]) -> _Asked:
     """The questions of each part, none of an article that the reference was trained on."""
-    held_out_rows = list(load_qa(chain.data, "validation"))
+    held_out = list(load_qa(chain.data, "validation"))
     if chain.data == "squad":  # several people answered the validation questions only
-        pool = held_out_rows
-        rest, held_out = split_by_article([row["title"] for row in pool], 0.25)
-        held_out_rows, pool = [pool[i] for i in held_out], [pool[i] for i in rest]
+        pool, held_out = split_by_article(held_out, 0.25)
     else:
         pool = _unseen(chain, rests_on)
-    learn, stop = split_by_article([row["title"] for row in pool], 0.2)
-    parts = {
-        "learn": ([pool[i] for i in learn], chain.learn),
-        "stop": ([pool[i] for i in stop], max(1, chain.learn // 4)),
-        "held out": (held_out_rows, chain.held_out),
-    }
-    asked, left_out, rows_asked = {}, 0, []
-    for part, (rows, limit) in parts.items():
-        chosen = sample_indices(len(rows), min(limit, len(rows)), 0)  # the same for all seeds, so that these compare
-        questions, missing = one_window([rows[i] for i in sorted(chosen)], tokenizer)
-        asked[part] = ask_reference(model, tokenizer, questions)
+    parts: dict[str, list[Reference]] = {}
+    pairs: dict[tuple[str, str], list[Pair]] = {}
+    left_out = 0
+    limits = (chain.learn, max(1, chain.learn // 4), chain.held_out)
+    for number, (part, rows) in enumerate(chain_parts(pool, held_out, limits).items(), 10 * chain.seed):
+        questions, missing = one_window(rows, tokenizer)
+        parts[part] = ask_reference(model, tokenizer, questions)
         left_out += missing
-        rows_asked += [question.row for question in questions]
-    return _Asked(asked, left_out, fingerprint(rows_asked), _pairs(asked, chain.seed))
-
-
-def _pairs(asked: dict[str, list[Reference]], seed: int) -> dict[tuple[str, str], list[Pair]]:
-    pairs = {}
-    for number, (part, references) in enumerate(asked.items(), 10 * seed):
-        people = human_candidates([reference.question for reference in references])
-        pairs["own", part] = make_pairs(_proposals(references, number), seed=number)
-        pairs["people", part] = make_pairs(people, seed=number)
-    return pairs
+        pairs["own", part] = make_pairs(_proposals(parts[part], number), seed=number)
+        pairs["people", part] = make_pairs(human_candidates(questions), seed=number)
+    return _Asked(chain, tokenizer, next(model.parameters()).device, parts, pairs, left_out)
 
 
 def _unseen(chain: Chain, rests_on: dict[str, Ancestor]) -> list[Row]:
@@ -205,97 +190,95 @@ def _proposals(references: Sequence[Reference], seed: int) -> list[list[Candidat
     return proposals
 
 
-def _batches(references: Sequence[Reference]) -> Iterator[ReferenceBatch]:
-    return (collate(references[at : at + ASKED_AT_ONCE]) for at in range(0, len(references), ASKED_AT_ONCE))
+def _batches(references: Sequence[Reference], device: torch.device | str = "cpu") -> Iterator[ReferenceBatch]:
+    return (collate(references[at : at + ASKED_AT_ONCE], device) for at in range(0, len(references), ASKED_AT_ONCE))
 
 
 # ---- the reward models -----------------------------------------------------------------------------------------
-def _train_reward(plan: RewardPlan, chain: Chain, asked: _Asked) -> tuple[RewardModel, RewardResult]:
-    pairs = asked.pairs[plan.rankings, "learn"]
+def _train_reward(plan: RewardPlan, asked: _Asked) -> tuple[RewardModel, RewardResult]:
+    (learn, pairs), (stop, stop_pairs) = (asked.ranked(plan.rankings, part) for part in ("learn", "stop"))
     if plan.questions is not None:
         pairs = [pair for pair in pairs if pair.question < plan.questions]
     if plan.balanced:
-        pairs = balance_lengths(pairs, chain.seed)
-    pairs, stop = (flip(part, plan.flipped, chain.seed) for part in (pairs, asked.pairs[plan.rankings, "stop"]))
-    # One list of references for the pairs of both parts, whose places are counted through.
-    references, count = asked.learn + asked.parts["stop"], len(asked.learn)
-    shifted = [pair._replace(question=pair.question + count) for pair in stop]
-    model = RewardModel(references[0].states.shape[1], length=plan.length, log_prob=plan.log_prob, seed=chain.seed)
+        pairs = balance_lengths(pairs, asked.chain.seed)
+    pairs, stop_pairs = (flip(part, plan.flipped, asked.chain.seed) for part in (pairs, stop_pairs))
+    units = learn[0].states.shape[1]
+    model = RewardModel(units, length=plan.length, log_prob=plan.log_prob, seed=asked.chain.seed).to(asked.device)
     history = train_reward_model(
         model,
-        references,
-        pairs,
-        shifted if plan.stop_early else pairs,  # likeliest among those it learns: the last epoch
+        (learn, pairs),
+        (stop, stop_pairs) if plan.stop_early else (learn, pairs),  # likeliest among those it learns: the last epoch
         plan.epochs,
         patience=3 if plan.stop_early else plan.epochs,
-        seed=chain.seed,
+        seed=asked.chain.seed,
     )
-    return model, _reward_result(chain, asked, model, history, len(pairs), len(stop))
-
-
-def _reward_result(
-    chain: Chain, asked: _Asked, model: RewardModel, history: Sequence[RewardEpoch], learned: int, stopped_on: int
-) -> RewardResult:
-    held_out = asked.pairs["own", "held out"]
-    with torch.no_grad():
-        correlations = np.array([length_correlation(batch.log_ref, model(batch)) for batch in _batches(asked.held_out)])
-    known = correlations[np.isfinite(correlations)]
-    return RewardResult(
-        pairs={"learn": learned, "stop": stopped_on, "held out": len(held_out)},
-        epochs=[(epoch.epoch, round(epoch.loss, 4), round(epoch.accuracy, 4)) for epoch in history],
+    held_out, held_out_pairs = asked.ranked("own", "held out")
+    return model, RewardResult(
+        pairs={"learn": len(pairs), "stop": len(stop_pairs), "held out": len(held_out_pairs)},
+        epochs=[epoch.recorded() for epoch in history],
         accuracy=_rankers(model, asked, "own"),
         accuracy_on_people=_rankers(model, asked, "people"),
-        calibration_error=round(ranking_calibration(margins(model, asked.held_out, held_out)).error, 4),
-        length_correlation=round(float(known.mean()), 4) if len(known) else None,
-        optima=[(beta, _means(outcome(_optimum(model, beta), asked.held_out, model))) for beta in chain.betas],
+        calibration_error=round(ranking_calibration(margins(model, held_out, held_out_pairs)).error, 4),
+        length_correlation=_leaning(model, asked),
+        optima=[(beta, _means(asked.measure(_optimum(model, beta), model))) for beta in asked.chain.betas],
     )
+
+
+@torch.no_grad()
+def _leaning(model: RewardModel, asked: _Asked) -> float | None:
+    """How far reward goes with length: the mean over batches in which both vary; None if there is none."""
+    batches = _batches(asked.parts["held out"], asked.device)
+    correlations = np.array([length_correlation(batch.log_ref, model(batch)) for batch in batches])
+    known = correlations[np.isfinite(correlations)]
+    return round(float(known.mean()), 4) if len(known) else None
 
 
 def _rankers(model: RewardModel, asked: _Asked, rankings: str) -> dict[str, Score]:
     """On held-out pairs, with intervals over questions; none where no pair differs enough."""
-    pairs = asked.pairs[rankings, "held out"]
+    references, pairs = asked.ranked(rankings, "held out")
     preferred = (
-        margins(model, asked.held_out, pairs),
+        margins(model, references, pairs),
         -longer_by(pairs).astype(float),
-        log_prob_margins(asked.held_out, pairs),
+        log_prob_margins(references, pairs),
     )
     return ranked_rightly(dict(zip(RANKERS, preferred, strict=True)), [pair.question for pair in pairs])
 
 
 # ---- the policies ----------------------------------------------------------------------------------------------
-def _change(
-    plan: PolicyPlan, chain: Chain, model: nn.Module, tokenizer: Any, asked: _Asked, rewards: Rewards
-) -> PolicyResult:
+def _change(plan: PolicyPlan, asked: _Asked, model: nn.Module, rewards: Rewards) -> PolicyResult:
     """Change a copy of the model, and measure it by the reward model that it was changed by and by the first."""
     model = copy.deepcopy(model)
-    reward, first = rewards[plan.reward][0], rewards[chain.rewards[0].name][0]
+    reward, first = rewards[plan.reward][0], rewards[asked.chain.rewards[0].name][0]
     begin = time.perf_counter()
-    history = _update(plan, chain, model, tokenizer, asked, reward)
+    learner = _update(plan, asked, model, reward)
     seconds = time.perf_counter() - begin
-    own = common = history.outcomes[-1][1]
+    steps, outcomes = learner.history.steps, learner.history.outcomes
+    own = common = outcomes[-1][1]
     if reward is not first:
         with evaluation_mode(model):
-            common = outcome(lambda batch: policy(model, tokenizer, batch.questions), asked.held_out, first)
+            common = asked.measure(learner.policy, first)
     return PolicyResult(
-        steps=[(step.step, round(step.loss, 4), round(step.kl, 4), round(step.reward, 4)) for step in history.steps],
-        progress=[(step, _means(measured)) for step, measured in history.outcomes],
+        steps=[(step.step, round(step.loss, 4), round(step.kl, 4), round(step.reward, 4)) for step in steps],
+        progress=[(step, _means(measured)) for step, measured in outcomes],
         final=common.columns(),
         own_reward=np.round(own.reward, 4).tolist(),
         seconds=round(seconds, 1),
     )
 
 
-def _update(plan: PolicyPlan, chain: Chain, model: nn.Module, tokenizer: Any, asked: _Asked, reward: Reward) -> History:
+def _update(plan: PolicyPlan, asked: _Asked, model: nn.Module, reward: Reward) -> Learner:
     settings = UpdateSettings(
-        penalty=plan.penalty, beta=plan.beta, steps=plan.steps, learning_rate=plan.learning_rate, seed=chain.seed
+        penalty=plan.penalty, beta=plan.beta, steps=plan.steps, learning_rate=plan.learning_rate, seed=asked.chain.seed
     )
+    learner = Learner(model, asked.tokenizer, asked.parts["learn"], reward, settings, asked.parts["held out"])
     if plan.method == "supervised":
-        return train_supervised(model, tokenizer, asked.learn, settings, reward, asked.held_out)
-    if plan.method == "dpo":
-        pairs = asked.pairs["own", "learn"]
-        return train_dpo(model, tokenizer, asked.learn, pairs, settings, reward, asked.held_out)
-    settings = replace(settings, method=plan.method)
-    return update_policy(model, tokenizer, asked.learn, reward, settings, asked.held_out)
+        train_supervised(learner)
+    elif plan.method == "dpo":
+        train_dpo(learner, asked.pairs["own", "learn"])
+    else:
+        learner.settings = replace(settings, method=plan.method)
+        update_policy(learner)
+    return learner
 
 
 def _means(measured: Outcome) -> dict[str, float]:

@@ -89,7 +89,7 @@ class Columns(StrictModel):
     tokens: list[Count]
 
     def array(self, column: str) -> np.ndarray:
-        """One of them."""
+        """A column's values as floats."""
         return np.asarray(getattr(self, column), dtype=float)
 
     def objective(self, beta: float) -> np.ndarray:
@@ -98,12 +98,17 @@ class Columns(StrictModel):
         return value
 
 
-class RewardResult(StrictModel):
-    """What a reward model learned."""
+class LearnedReward(StrictModel):
+    """What the reward model of any chain learned."""
 
     pairs: dict[Literal["learn", "stop", "held out"], Count]
     epochs: list[tuple[Count, float, Fraction]]  # (epoch, loss and accuracy on the pairs that it is stopped on)
     accuracy: dict[Line, Score]  # on held-out rankings of the policy's own answers: of the model and of simpler rankers
+
+
+class RewardResult(LearnedReward):
+    """What a reward model learned, and what it would lead to."""
+
     accuracy_on_people: dict[Line, Score]  # on held-out rankings of people's answers among themselves
     calibration_error: Fraction
     length_correlation: float | None  # with the reward, over the reference's own answers; None where one is constant
@@ -171,7 +176,7 @@ class ChainRun(MeasuredRun):
         return {"reference": self.reference} | policies | optima | best_of
 
     def columns(self, name: str) -> Columns:
-        """One of these.
+        """What was measured under a name of `everything`.
 
         Raises:
             RecordError: if there is none of that name.
@@ -212,23 +217,22 @@ ONCE = ("ppo-beta-0.3", "ppo-beta-1", "grpo-as-published", "ppo-length-blind")
 WEAK = RewardPlan(name="weak", rankings="people", stop_early=False)
 
 
-def class_chain(seed: int = 0, scale: Scale = SCALES["class"]) -> Chain:
+def class_chain(seed: int) -> Chain:
     """Everything that notebook 04 compares, on SQuAD, from the class baseline of that seed."""
     return Chain(
-        name=f"{scale.name}-rlhf-seed{seed}",
-        data="squad",
-        reference=scale.baseline(seed=seed).name,
+        name=f"class-rlhf-seed{seed}",
+        reference=SCALES["class"].baseline(seed=seed).name,
         rewards=REWARDS,
         policies=tuple(plan for plan in POLICIES if not seed or plan.name not in ONCE),
         seed=seed,
     )
 
 
-def weak_chain(seed: int = 0, scale: Scale = SCALES["class"]) -> Chain:
+def weak_chain(seed: int) -> Chain:
     """PPO as in `class_chain`, but for a reward model that deserves no trust; and with ten times the price of KL."""
     policies = (PolicyPlan(name="ppo-weak", reward="weak"), PolicyPlan(name="ppo-weak-beta-1", reward="weak", beta=1.0))
-    name = f"{scale.name}-rlhf-weak-seed{seed}"
-    return change(class_chain(seed, scale), name=name, rewards=(REWARDS[0], WEAK), policies=policies)
+    name = f"class-rlhf-weak-seed{seed}"
+    return change(class_chain(seed), name=name, rewards=(REWARDS[0], WEAK), policies=policies)
 
 
 def named_chains() -> dict[str, Chain]:

@@ -10,14 +10,14 @@ with these questions.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
-from qa_helpers.common.device import evaluation_mode, progress_bar
-from qa_helpers.evaluation.comparisons import WinRate, gains_over_blocks, paired_difference, win_rate
+from qa_helpers.common.device import evaluation_mode, longest_first, progress_bar
+from qa_helpers.evaluation.comparisons import gains_over_blocks, paired_difference
 from qa_helpers.evaluation.metrics import exact_match, f1
 from qa_helpers.evaluation.span_answers import BATCH_SIZE
 from qa_helpers.evaluation.statistics import PERCENT_BOUNDS, UNBOUNDED, Interval
@@ -59,20 +59,17 @@ Policy = Callable[[ReferenceBatch], torch.Tensor]  # (batch, actions), log proba
 
 
 def ask_reference(
-    model: nn.Module, tokenizer: Any, questions: Sequence[Question], batch_size: int = BATCH_SIZE
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]
 ) -> list[Reference]:
     """What a model says of questions now, kept while the model itself is changed: so no second model is needed.
 
     Takes 2 bytes a unit and token: of MiniLM and a passage of 130 tokens, 100 kB a question.
     """
     said: dict[int, Reference] = {}
-    order = sorted(range(len(questions)), key=lambda i: -len(questions[i].window))
-    with evaluation_mode(model), torch.no_grad(), progress_bar(total=len(order), desc="reference") as bar:
-        for at in range(0, len(order), batch_size):
-            chosen = order[at : at + batch_size]
-            start, end, states = (
-                part.cpu() for part in forward(model, tokenizer, [questions[i] for i in chosen], states=True)
-            )
+    with evaluation_mode(model), torch.no_grad(), progress_bar(total=len(questions), desc="reference") as bar:
+        for chosen in longest_first([len(question.window) for question in questions], BATCH_SIZE):
+            output = forward(model, tokenizer, [questions[i] for i in chosen])
+            start, end, states = (part.cpu() for part in output)
             for row, i in enumerate(chosen):
                 n = questions[i].tokens  # clones, or a view would keep the padded batch
                 said[i] = Reference(questions[i], states[row, :n].half(), start[row, :n].clone(), end[row, :n].clone())
@@ -129,16 +126,15 @@ def outcome(
         reward: what to measure its answers with.
         device: on which policy and reward compute.
     """
-    order = sorted(range(len(references)), key=lambda i: -references[i].question.tokens)  # little padding
-    rewards, kls, actions = np.zeros(len(order)), np.zeros(len(order)), np.zeros(len(order), dtype=int)
-    for at in range(0, len(order), MEASURED_AT_ONCE):
-        chosen = order[at : at + MEASURED_AT_ONCE]
+    questions = [reference.question for reference in references]
+    rewards, kls = np.zeros((2, len(questions)))
+    actions = np.zeros(len(questions), dtype=int)
+    for chosen in longest_first([question.tokens for question in questions], MEASURED_AT_ONCE):
         batch = collate([references[i] for i in chosen], device)
         log_p = policy(batch)
         rewards[chosen] = expectation(log_p, reward(batch)).cpu()
         kls[chosen] = exact_kl(log_p, batch.log_ref).cpu()
         actions[chosen] = log_p.argmax(1).cpu()
-    questions = [reference.question for reference in references]
     texts = [question.text(action) for question, action in zip(questions, actions.tolist(), strict=True)]
     pairs = [(text, question.row["answers"]["text"]) for text, question in zip(texts, questions, strict=True)]
     matches, overlaps, agreed = (
@@ -215,12 +211,6 @@ def gains_over_seeds(runs: Sequence[ChainRun], column: str, against: str = "refe
     scale = 100.0 if column in PERCENT else 1.0
     scores = {name: [scale * run.columns(name).array(column).mean() for run in runs] for name in sorted(shared)}
     return gains_over_blocks(scores.pop(against), scores)
-
-
-def wins(run: ChainRun, policy: str, against: str = "reference", over_articles: bool = False) -> WinRate:
-    """How often people agree more with a policy's answer than with another's."""
-    before, after = (run.columns(name).array("agreement") for name in (against, policy))
-    return win_rate(before, after, clusters=run.titles if over_articles else None)
 
 
 def share_of_optimum(run: ChainRun, policy: str, beta: float) -> float:

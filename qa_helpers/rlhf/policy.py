@@ -13,10 +13,10 @@ preferences make of it: the optimum may lie out of its reach.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from qa_helpers.common.device import autocast
 from qa_helpers.data.rows import Row, check_rows
@@ -48,7 +48,7 @@ class Question:
         return str(self.row["context"][start:end])
 
 
-def one_window(rows: Iterable[Row], tokenizer: Any) -> tuple[list[Question], int]:
+def one_window(rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast) -> tuple[list[Question], int]:
     """The questions whose passage fits one window, in their order, and how many are left out.
 
     Raises:
@@ -88,31 +88,31 @@ def passage_mask(questions: Sequence[Question]) -> torch.Tensor:
     return torch.arange(int(counts.max())) < counts[:, None]
 
 
-def forward(model: nn.Module, tokenizer: Any, questions: Sequence[Question], states: bool = False) -> tuple[Any, ...]:
+def forward(
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run a span model over questions, and keep what belongs to the passages' tokens.
 
     Returns:
-        Start and end logits, (batch, tokens of the longest passage), on the model's device; with `states` also the
-        last layer's, (batch, tokens, units). What stands past a shorter passage's end is of no meaning.
+        Start and end logits, (batch, tokens of the longest passage), and the last layer's states, (batch, tokens,
+        units), on the model's device. What stands past a shorter passage's end is of no meaning.
     """
     device = next(model.parameters()).device
     inputs = [question.window.inputs for question in questions]
     columns = {name: [each[name] for each in inputs] for name in inputs[0]}
     with autocast(device):
-        output = model(**tokenizer.pad(columns, return_tensors="pt").to(device), output_hidden_states=states)
+        output = model(**tokenizer.pad(columns, return_tensors="pt").to(device), output_hidden_states=True)
     first = torch.tensor([question.window.first for question in questions])[:, None]
     columns_of_passage = first + torch.arange(max(question.tokens for question in questions))
     columns_of_passage = columns_of_passage.clamp(max=output.start_logits.shape[1] - 1).to(device)
-    logits = [logits.float().gather(1, columns_of_passage) for logits in (output.start_logits, output.end_logits)]
-    if not states:
-        return tuple(logits)
+    start, end = (logits.float().gather(1, columns_of_passage) for logits in (output.start_logits, output.end_logits))
     rows = torch.arange(len(questions), device=device)[:, None]
-    return (*logits, output.hidden_states[-1][rows, columns_of_passage])
+    return start, end, output.hidden_states[-1][rows, columns_of_passage]
 
 
-def policy(model: nn.Module, tokenizer: Any, questions: Sequence[Question]) -> torch.Tensor:
+def policy(model: nn.Module, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -> torch.Tensor:
     """A model's log probability of every action, (batch, actions), on its device and with its gradient."""
-    start_logits, end_logits = forward(model, tokenizer, questions)
+    start_logits, end_logits, _ = forward(model, tokenizer, questions)
     return span_log_probs(start_logits, end_logits, passage_mask(questions).to(start_logits.device))
 
 
@@ -129,8 +129,9 @@ def span_log_probs(
     Returns:
         (batch, tokens * max_tokens), -inf where a span is not allowed.
     """
-    ends = nn.functional.pad(end_logits, (0, max_tokens - 1)).unfold(1, max_tokens, 1)
-    may_end = nn.functional.pad(passage, (0, max_tokens - 1)).unfold(1, max_tokens, 1)
+    ends, may_end = (
+        nn.functional.pad(column, (0, max_tokens - 1)).unfold(1, max_tokens, 1) for column in (end_logits, passage)
+    )
     scores = (start_logits[:, :, None] + ends).masked_fill(~(passage[:, :, None] & may_end), -torch.inf)
     return scores.flatten(1).log_softmax(1)
 

@@ -5,19 +5,21 @@ as better than another where these people's answers agree with it more: rankings
 by their own answer. (CourseQA's annotators are stand-ins for people.)
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from qa_helpers.data.rows import given_answers
+from qa_helpers.data.rows import Row, given_answers
+from qa_helpers.data.squad import sample_indices
 from qa_helpers.evaluation.metrics import f1
 from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
 from qa_helpers.rlhf.policy import Question, sample, to_action, to_span
 from qa_helpers.rlhf.ranking_store import Ranking, RankingError
 
+BEST, SAMPLES, RANDOM = 8, 4, 2  # candidates of each kind
 MARGIN = 0.2  # of agreement: a word more or less in a long answer is no preference
 MOST_PAIRS = 12  # of one question: one with many candidates that differ is not to outweigh the others
 
@@ -39,7 +41,6 @@ class Candidate:
     action: int  # see `policy`
     text: str
     agreement: float  # from 0 to 1
-    source: Literal["best", "sample", "random", "person"]  # the first of them that proposed it
 
 
 class Pair(NamedTuple):
@@ -52,12 +53,7 @@ class Pair(NamedTuple):
 
 # ---- candidates ------------------------------------------------------------------------------------------------
 def policy_candidates(
-    questions: Sequence[Question],
-    log_p: torch.Tensor,
-    generator: torch.Generator,
-    best: int = 8,
-    samples: int = 4,
-    random: int = 2,
+    questions: Sequence[Question], log_p: torch.Tensor, generator: torch.Generator
 ) -> list[list[Candidate]]:
     """For each question the policy's most probable spans, samples of it, and spans drawn evenly from all.
 
@@ -69,21 +65,17 @@ def policy_candidates(
         questions: a batch.
         log_p: the policy's log probabilities for them, (batch, actions).
         generator: of the CPU.
-        best, samples, random: how many of each kind; fewer best ones where a passage has fewer spans.
     """
     log_p = log_p.detach().cpu()
     even = torch.where(log_p.isneginf(), log_p, 0.0).log_softmax(1)
     proposed = []
     for i, question in enumerate(questions):
-        top = log_p[i].topk(min(best, int((~log_p[i].isneginf()).sum()))).indices
-        drawn = [sample(p[i : i + 1], n, generator)[0] if n else top[:0] for p, n in ((log_p, samples), (even, random))]
+        best = log_p[i].topk(min(BEST, int((~log_p[i].isneginf()).sum()))).indices
+        drawn = (sample(p[i : i + 1], count, generator)[0] for p, count in ((log_p, SAMPLES), (even, RANDOM)))
+        actions = dict.fromkeys(torch.cat([best, *drawn]).tolist())
         answers = given_answers(question.row, f"question {i}")
-        candidates: dict[int, Candidate] = {}
-        for source, actions in zip(("best", "sample", "random"), (top, *drawn), strict=True):
-            for action in actions.tolist():
-                text = question.text(action)
-                candidates.setdefault(action, Candidate(action, text, agreement(text, answers), source))  # type: ignore[arg-type]
-        proposed.append(list(candidates.values()))
+        texts = [(action, question.text(action)) for action in actions]
+        proposed.append([Candidate(action, text, agreement(text, answers)) for action, text in texts])
     return proposed
 
 
@@ -100,7 +92,7 @@ def human_candidates(questions: Sequence[Question]) -> list[list[Candidate]]:
             others = answers[:annotator] + answers[annotator + 1 :]
             if action is not None and others:
                 text = question.text(action)
-                candidates.setdefault(action, Candidate(action, text, agreement(text, others), "person"))
+                candidates.setdefault(action, Candidate(action, text, agreement(text, others)))
         proposed.append(list(candidates.values()))
     return proposed
 
@@ -115,22 +107,13 @@ def answer_actions(question: Question) -> list[int | None]:
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------
-def make_pairs(
-    candidates: Sequence[Sequence[Candidate]], margin: float = MARGIN, most: int = MOST_PAIRS, seed: int = 0
-) -> list[Pair]:
-    """The pairs of each question's candidates whose agreement differs by `margin` or more; other pairs are ties.
+def make_pairs(candidates: Sequence[Sequence[Candidate]], seed: int = 0) -> list[Pair]:
+    """The pairs of each question's candidates whose agreement differs by `MARGIN` or more; other pairs are ties.
 
     Args:
         candidates: a list a question, in the questions' order.
-        margin: of agreement, above 0.
-        most: pairs of one question at most, drawn at random by `seed` where there are more.
-        seed: of that draw.
-
-    Raises:
-        ValueError: if the margin is not above 0.
+        seed: draws which pairs are left where a question has more than `MOST_PAIRS`.
     """
-    if margin <= 0:
-        raise ValueError(f"a margin of {margin} would rank answers that people agree with equally")
     rng = np.random.default_rng(seed)
     pairs = []
     for question, ranked in enumerate(candidates):
@@ -138,9 +121,9 @@ def make_pairs(
             Pair(question, better.action, worse.action)
             for better in ranked
             for worse in ranked
-            if better.agreement - worse.agreement >= margin - 1e-9  # 0.6 - 0.4 is 0.2, but not to a computer
+            if better.agreement - worse.agreement >= MARGIN - 1e-9  # 0.6 - 0.4 is 0.2, but not to a computer
         ]
-        pairs += [here[i] for i in sorted(rng.permutation(len(here))[:most])]
+        pairs += [here[i] for i in sorted(rng.permutation(len(here))[:MOST_PAIRS])]
     return pairs
 
 
@@ -152,24 +135,35 @@ def by_question(pairs: Iterable[Pair]) -> dict[int, list[Pair]]:
     return groups
 
 
-def split_by_article(titles: Sequence[Hashable], share: float = 0.25, seed: int = 0) -> tuple[list[int], list[int]]:
-    """The places of the questions to train on and of those held out, which share no article.
+def split_by_article(rows: Sequence[Row], share: float = 0.25, seed: int = 0) -> tuple[list[Row], list[Row]]:
+    """The questions to train on and those held out, which share no article; each in their order.
 
     Args:
-        titles: of each question's article.
+        rows: with their `title`.
         share: of the articles to hold out, at least one; drawn at random by `seed`.
         seed: of that draw.
 
     Raises:
         ValueError: if that leaves no article to train on.
     """
-    articles = list(dict.fromkeys(titles))
+    articles = list(dict.fromkeys(row["title"] for row in rows))
     count = max(1, round(share * len(articles)))
     if count >= len(articles):
         raise ValueError(f"of {len(articles)} article(s), {count} cannot be held out with any left to train on")
     held = {articles[i] for i in np.random.default_rng(seed).permutation(len(articles))[:count]}
-    places = range(len(titles))
-    return [i for i in places if titles[i] not in held], [i for i in places if titles[i] in held]
+    return [row for row in rows if row["title"] not in held], [row for row in rows if row["title"] in held]
+
+
+def chain_parts(rows: Sequence[Row], held_out: Sequence[Row], limits: tuple[int, int, int]) -> dict[str, list[Row]]:
+    """A chain's questions to learn on, to stop the reward models on (a fifth of the articles), and held out.
+
+    Args:
+        rows: to learn and to stop on.
+        held_out: of other articles.
+        limits: questions of each part at most; the same ones for every seed, so that seeds compare.
+    """
+    parts = zip(("learn", "stop", "held out"), (*split_by_article(rows, 0.2), held_out), limits, strict=True)
+    return {part: [rows[i] for i in sorted(sample_indices(len(rows), limit, 0))] for part, rows, limit in parts}
 
 
 def flip(pairs: Sequence[Pair], share: float, seed: int = 0) -> list[Pair]:

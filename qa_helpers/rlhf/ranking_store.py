@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -59,11 +59,11 @@ class Pair(BaseModel):
         return self
 
     @classmethod
-    def of(cls, question: str, context: str, first: str, second: str, **places: Any) -> "Pair":
+    def of(cls, question: str, context: str, first: str, second: str, **places: str | int) -> "Pair":
         """A pair whose id is made from its texts and places: others, another id."""
         parts = {"question": question, "context": context, "first": first, "second": second, **places}
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-        return cls(id=digest, **parts)
+        return cls.model_validate({"id": digest, **parts})
 
 
 class Ranking(Pair):
@@ -241,9 +241,9 @@ class RankingSession:
         if pair.id in self.chosen:
             return False
         sides: tuple[Choice, Choice] = ("second", "first") if self.is_swapped(pair) else ("first", "second")
-        choice: Choice = sides["AB".index(button)] if button in ("A", "B") else button  # type: ignore[assignment]
-        self._write(pair, choice)
-        self.chosen[pair.id] = choice
+        choices: dict[str, Choice] = {"tie": "tie", "skip": "skip", **dict(zip("AB", sides, strict=True))}
+        self._write(pair, choices[button])
+        self.chosen[pair.id] = choices[button]
         return True
 
     def undo(self) -> Pair | None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.functional import logsigmoid, pad
 
-from qa_helpers.common.device import progress_bar
+from qa_helpers.common.device import longest_first, progress_bar
 from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
 from qa_helpers.evaluation.statistics import Calibration, bootstrap_mean, expected_calibration
 from qa_helpers.experiment.scores import Score
@@ -25,7 +25,8 @@ from qa_helpers.rlhf.measure import Reference, ReferenceBatch, collate
 from qa_helpers.rlhf.policy import expectation, to_span
 from qa_helpers.rlhf.preferences import Pair, by_question
 
-Pairs = Sequence[Pair]
+Ranked = tuple[Sequence[Reference], Sequence[Pair]]  # pairs of these questions, whose places they count
+QUESTIONS_PER_STEP = 16  # whose pairs make one step
 LOG_PROB_SCALE = 10.0  # nats: brings the reference's log probabilities to about the size of the states
 
 
@@ -110,15 +111,17 @@ class RewardEpoch:
     loss: float  # of the held-out pairs
     accuracy: float  # of the held-out pairs, from 0 to 1
 
+    def recorded(self) -> tuple[int, float, float]:
+        """As a record keeps it: its number, and loss and accuracy on the held-out pairs."""
+        return self.epoch, round(self.loss, 4), round(self.accuracy, 4)
+
 
 def train_reward_model(
     model: RewardModel,
-    references: Sequence[Reference],
-    pairs: Pairs,
-    held_out: Pairs,
+    learned: Ranked,
+    held_out: Ranked,
     epochs: int = 20,
     patience: int = 3,
-    questions_per_step: int = 16,
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> list[RewardEpoch]:
@@ -129,11 +132,9 @@ def train_reward_model(
 
     Args:
         model: on any device.
-        references: of the questions that the pairs of both kinds count.
-        pairs, held_out: of different articles, see `preferences.split_by_article`.
+        learned, held_out: questions and their pairs, of different articles, see `preferences.split_by_article`.
         epochs: at most.
         patience: epochs without a better held-out loss after which it stops.
-        questions_per_step: questions whose pairs make one step.
         learning_rate: of Adam.
         seed: of the order.
 
@@ -143,8 +144,9 @@ def train_reward_model(
     Raises:
         ValueError: if there are no pairs of one kind.
     """
-    if not pairs or not held_out:
-        raise ValueError(f"training takes pairs and held-out pairs; got {len(pairs)} and {len(held_out)}")
+    references, pairs = learned
+    if not pairs or not held_out[1]:
+        raise ValueError(f"training takes pairs and held-out pairs; got {len(pairs)} and {len(held_out[1])}")
     groups = by_question(pairs)
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.01)
@@ -152,8 +154,8 @@ def train_reward_model(
     def learn() -> float:
         losses = []
         order = rng.permutation(list(groups)).tolist()
-        for at in range(0, len(order), questions_per_step):
-            chosen = [pair for i in order[at : at + questions_per_step] for pair in groups[i]]
+        for at in range(0, len(order), QUESTIONS_PER_STEP):
+            chosen = [pair for i in order[at : at + QUESTIONS_PER_STEP] for pair in groups[i]]
             loss = bradley_terry_loss(_margins(model, references, chosen))
             optimizer.zero_grad()
             loss.mean().backward()
@@ -161,7 +163,7 @@ def train_reward_model(
             losses += loss.tolist()
         return float(np.mean(losses))
 
-    return keep_best(model, learn, lambda: margins(model, references, held_out), epochs, patience)
+    return keep_best(model, learn, lambda: margins(model, *held_out), epochs, patience)
 
 
 def keep_best(
@@ -194,7 +196,7 @@ def keep_best(
     return history
 
 
-def _margins(model: RewardModel, references: Sequence[Reference], pairs: Pairs) -> torch.Tensor:
+def _margins(model: RewardModel, references: Sequence[Reference], pairs: Sequence[Pair]) -> torch.Tensor:
     """Reward of the better minus reward of the worse answer, with its gradient: (pairs,)."""
     numbers = list(dict.fromkeys(pair.question for pair in pairs))
     device = next(model.parameters()).device
@@ -207,17 +209,16 @@ def _margins(model: RewardModel, references: Sequence[Reference], pairs: Pairs) 
 
 # ---- what it learned -------------------------------------------------------------------------------------------
 @torch.no_grad()
-def margins(model: RewardModel, references: Sequence[Reference], pairs: Pairs) -> np.ndarray:
+def margins(model: RewardModel, references: Sequence[Reference], pairs: Sequence[Pair]) -> np.ndarray:
     """By how much a reward model prefers each pair's better answer: (pairs,), negative where it ranks them wrongly."""
     preferred = np.zeros(len(pairs))
-    order = sorted(range(len(pairs)), key=lambda i: pairs[i].question)
-    for at in range(0, len(order), 256):  # pairs at once: at most so many passages in memory
-        chosen = order[at : at + 256]
+    lengths = [references[pair.question].question.tokens for pair in pairs]
+    for chosen in longest_first(lengths, 256):  # pairs at once: at most so many passages in memory
         preferred[chosen] = _margins(model, references, [pairs[i] for i in chosen]).cpu().numpy()
     return preferred
 
 
-def log_prob_margins(references: Sequence[Reference], pairs: Pairs) -> np.ndarray:
+def log_prob_margins(references: Sequence[Reference], pairs: Sequence[Pair]) -> np.ndarray:
     """By how much the reference itself finds each pair's better answer likelier, in nats: (pairs,)."""
 
     def score(question: int, action: int) -> float:
@@ -245,13 +246,13 @@ def ranked_rightly(preferred: Mapping[str, np.ndarray], clusters: Sequence[Hasha
     return {name: Score.of(bootstrap_mean(percent, clusters=clusters)) for name, percent in right.items()}
 
 
-def ranking_calibration(margin: np.ndarray, bins: int = 5) -> Calibration:
+def ranking_calibration(margin: np.ndarray) -> Calibration:
     """Whether pairs that the reward model ranks with 80 % confidence are ranked as people do 80 % of the time.
 
-    Its confidence is sigmoid(|margin|), so from 0.5 on; the bins are equal parts of 0 to 1.
+    Its confidence is sigmoid(|margin|), so from 0.5 on; the five bins are equal parts of 0 to 1.
     """
     sure = 1 / (1 + np.exp(-np.abs(margin)))
-    return expected_calibration(sure, (np.sign(margin) + 1) / 2, bins)
+    return expected_calibration(sure, (np.sign(margin) + 1) / 2, 5)
 
 
 @torch.no_grad()

@@ -7,11 +7,12 @@ that PPO's ratio would be noise before the first step), and the KL to the refere
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from qa_helpers.common.device import evaluation_mode, progress_bar
 from qa_helpers.rlhf.losses import (
@@ -132,111 +133,30 @@ def policy_loss(log_p: torch.Tensor, log_ref: torch.Tensor, rollout: Rollout, se
 
 
 # ---- the loops -------------------------------------------------------------------------------------------------
-def update_policy(
-    model: nn.Module,
-    tokenizer: Any,
-    references: Sequence[Reference],
-    reward: Reward,
-    settings: UpdateSettings,
-    held_out: Sequence[Reference] = (),
-) -> History:
-    """Change a span model in place so that its answers earn more reward: REINFORCE, PPO, GRPO, or the exact gradient.
-
-    Args:
-        model: on any device.
-        tokenizer: its tokenizer.
-        references: of the questions to learn on: what `measure.ask_reference` found when it asked the model as it was
-            fine-tuned, which is what KL is measured against.
-        reward: of every action of a batch, such as a `reward.RewardModel`, on the model's device.
-        settings: how.
-        held_out: of the questions to measure it on, every few steps; none if empty.
-    """
-    learner = _Learner(model, tokenizer, references, reward, settings, held_out)
-    generator = torch.Generator().manual_seed(settings.seed)
-    passes = settings.passes if settings.method in ("ppo", "grpo") else 1
-    with evaluation_mode(model):
-        for _, batch, log_p, value in learner.steps(range(len(references))):
-            if settings.method != "exact":
-                rollout = roll_out(log_p, batch.log_ref, value, settings, generator)
-            for again in range(passes):
-                now = learner.policy(batch) if again else log_p
-                if settings.method == "exact":
-                    loss = -objective(now, batch.log_ref, value, settings.beta).mean()
-                else:
-                    loss = policy_loss(now, batch.log_ref, rollout, settings)
-                learner.learn(loss)
-    return learner.history
-
-
-def train_dpo(
-    model: nn.Module,
-    tokenizer: Any,
-    references: Sequence[Reference],
-    pairs: Sequence[Pair],
-    settings: UpdateSettings,
-    reward: Reward,
-    held_out: Sequence[Reference] = (),
-) -> History:
-    """Change a span model in place so that it prefers what people prefer, without a reward model or sampling (DPO).
-
-    Args:
-        model, tokenizer, references, held_out: as `update_policy` takes them.
-        pairs: of these questions; a step takes all pairs of its questions.
-        settings: what it says of methods and samples has no use here.
-        reward: what the policy is measured with, not what it is trained on.
-    """
-    learner = _Learner(model, tokenizer, references, reward, settings, held_out)
-    ranked = by_question(pairs)
-    with evaluation_mode(model):
-        for chosen, batch, log_p, _ in learner.steps(list(ranked)):
-            table = [(row, *pair[1:]) for row, i in enumerate(chosen) for pair in ranked[i]]
-            rows, better, worse = torch.tensor(table, device=log_p.device).unbind(1)
-            policy_says, reference_says = ((p[rows, better], p[rows, worse]) for p in (log_p, batch.log_ref))
-            learner.learn(dpo_loss(*policy_says, *reference_says, settings.beta).mean())
-    return learner.history
-
-
-def train_supervised(
-    model: nn.Module,
-    tokenizer: Any,
-    references: Sequence[Reference],
-    settings: UpdateSettings,
-    reward: Reward,
-    held_out: Sequence[Reference] = (),
-) -> History:
-    """Change a span model in place by the likelihood of people's answers: what the same data give as ordinary labels.
-
-    Every annotator's answer counts; a question none of whose answers is an action is left out. Arguments as
-    `train_dpo` takes them, without pairs.
-    """
-    learner = _Learner(model, tokenizer, references, reward, settings, held_out)
-    given = [[action for action in answer_actions(each.question) if action is not None] for each in references]
-    with evaluation_mode(model):
-        for chosen, _, log_p, _ in learner.steps([i for i, actions in enumerate(given) if actions]):
-            likelihoods = [log_p[row, given[i]].mean() for row, i in enumerate(chosen)]
-            learner.learn(-torch.stack(likelihoods).mean())
-    return learner.history
-
-
 # Of a step: its questions' places among the references, their batch, and, (batch, actions) each, the policy's log
 # probabilities before the update, with their gradient, and the rewards.
 _Turn = tuple[list[int], ReferenceBatch, torch.Tensor, torch.Tensor]
 
 
 @dataclass
-class _Learner:
-    """A policy under way: what all loops do alike, around the loss that each has of its own."""
+class Learner:
+    """A policy under way, and what all loops do alike around the loss that each has of its own."""
 
-    model: nn.Module
-    tokenizer: Any
+    model: nn.Module  # changed in place, on any device
+    tokenizer: PreTrainedTokenizerFast
+    # Of the questions to learn on: what `measure.ask_reference` kept of the model as it was fine-tuned, which is what
+    # KL is measured against.
     references: Sequence[Reference]
+    # Of every action of a batch, such as a `reward.RewardModel` on the model's device; where a loop does not learn from
+    # it, the policy is measured with it all the same.
     reward: Reward
     settings: UpdateSettings
-    held_out: Sequence[Reference]
+    held_out: Sequence[Reference] = ()  # of the questions to measure it on, every few steps
     history: History = field(default_factory=History)
     loss: float = float("nan")  # of the last update
 
     def __post_init__(self) -> None:
+        """Make an optimizer of the weights that may change."""
         self.weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights, self.settings.learning_rate, weight_decay=0)
         self.device = next(self.model.parameters()).device
@@ -244,7 +164,7 @@ class _Learner:
     def steps(self, candidates: Sequence[int]) -> Iterator[_Turn]:
         """Each step's turn, of questions drawn from these places; what it came to is kept when the next begins."""
         draws, settings = _draws(candidates, self.settings), self.settings
-        with progress_bar(total=settings.steps, desc="policy update", unit="step") as bar:
+        with evaluation_mode(self.model), progress_bar(total=settings.steps, desc="policy update", unit="step") as bar:
             for step in range(1, settings.steps + 1):
                 if (step - 1) % settings.evaluate_every == 0:
                     self.measure(step - 1)
@@ -276,6 +196,51 @@ class _Learner:
         """See what the policy is worth after so many steps."""
         if self.held_out:
             self.history.outcomes.append((step, outcome(self.policy, self.held_out, self.reward, self.device)))
+
+
+def update_policy(learner: Learner) -> History:
+    """Change a span model so that its answers earn more reward: REINFORCE, PPO, GRPO, or the exact gradient."""
+    settings, generator = learner.settings, torch.Generator().manual_seed(learner.settings.seed)
+    passes = settings.passes if settings.method in ("ppo", "grpo") else 1
+    for _, batch, log_p, value in learner.steps(range(len(learner.references))):
+        if settings.method != "exact":
+            rollout = roll_out(log_p, batch.log_ref, value, settings, generator)
+        for again in range(passes):
+            now = learner.policy(batch) if again else log_p
+            if settings.method == "exact":
+                loss = -objective(now, batch.log_ref, value, settings.beta).mean()
+            else:
+                loss = policy_loss(now, batch.log_ref, rollout, settings)
+            learner.learn(loss)
+    return learner.history
+
+
+def train_dpo(learner: Learner, pairs: Sequence[Pair]) -> History:
+    """Change a span model so that it prefers what people prefer, without a reward model or sampling (DPO).
+
+    Args:
+        learner: what its settings say of methods and samples has no use here.
+        pairs: of its questions; a step takes all pairs of its questions.
+    """
+    ranked = by_question(pairs)
+    for chosen, batch, log_p, _ in learner.steps(list(ranked)):
+        table = [(row, *pair[1:]) for row, i in enumerate(chosen) for pair in ranked[i]]
+        rows, better, worse = torch.tensor(table, device=log_p.device).unbind(1)
+        policy_says, reference_says = ((p[rows, better], p[rows, worse]) for p in (log_p, batch.log_ref))
+        learner.learn(dpo_loss(*policy_says, *reference_says, learner.settings.beta).mean())
+    return learner.history
+
+
+def train_supervised(learner: Learner) -> History:
+    """Change a span model by the likelihood of people's answers: what the same data give as ordinary labels.
+
+    Every annotator's answer counts; a question none of whose answers is an action is left out.
+    """
+    given = [[action for action in answer_actions(each.question) if action is not None] for each in learner.references]
+    for chosen, _, log_p, _ in learner.steps([i for i, actions in enumerate(given) if actions]):
+        likelihoods = [log_p[row, given[i]].mean() for row, i in enumerate(chosen)]
+        learner.learn(-torch.stack(likelihoods).mean())
+    return learner.history
 
 
 def _draws(candidates: Sequence[int], settings: UpdateSettings) -> Iterator[list[int]]:

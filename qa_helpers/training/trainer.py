@@ -114,7 +114,7 @@ def train(
         train_dataset=features,  # a list serves as a map-style data set
         data_collator=collator or DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        callbacks=[_Recorder(after_epoch), _ShowProgress(folder / PROGRESS), _MarkComplete()],
+        callbacks=[_Recorder(after_epoch), ShowProgress(folder / PROGRESS), _MarkComplete()],
         compute_loss_func=loss,
         optimizers=(None if settings.layer_decay == 1 else _layer_wise(model, arguments, settings.layer_decay), None),
     )
@@ -228,29 +228,34 @@ def read_progress(folder: Path) -> TrainingProgress | None:
         return None
 
 
-class _ShowProgress(TrainerCallback):
+class ShowProgress(TrainerCallback):
     """One bar over all steps with the latest loss; and the same in a file, for other processes to read."""
 
     def __init__(self, path: Path) -> None:
+        """Write to the file `path`."""
         self.path = path
         self.loss: float | None = None
         self.written = -math.inf  # when, by `time.monotonic`
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        """Begin where training goes on."""
         self.bar = progress_bar(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
         self._write(state, "training")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        """Move the bar on; write when the last time is long enough ago."""
         self.bar.update(state.global_step - self.bar.n)
         if time.monotonic() - self.written >= PROGRESS_SECONDS:
             self._write(state, "training")
 
     def on_log(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        """Show the latest loss."""
         if "loss" in rest["logs"]:
             self.loss = rest["logs"]["loss"]
             self.bar.set_postfix(epoch=f"{state.epoch:.1f}/{args.num_train_epochs}", loss=f"{self.loss:.2f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        """Remove the bar and say that training is over."""
         self.bar.close()
         self._write(state, "trained")
 

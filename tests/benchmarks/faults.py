@@ -282,8 +282,8 @@ _RLHF = [
     Fault(
         "a chain's reward accuracy is measured on the pairs that it learned",
         "qa_helpers/rlhf/chain.py",
-        'pairs = asked.pairs[rankings, "held out"]\n',
-        'pairs, asked = asked.pairs[rankings, "learn"], replace(asked, parts={"held out": asked.learn})\n',
+        'asked.ranked(rankings, "held out")',
+        'asked.ranked(rankings, "learn")',
         "tests/rlhf/test_rlhf_chains.py::"
         "test_a_reward_model_is_measured_on_the_held_out_pairs_with_intervals_over_questions[courseqa]",
     ),
@@ -295,18 +295,25 @@ _RLHF = [
         "tests/rlhf/test_rlhf_chains.py::test_a_very_large_beta_holds_the_policy_where_a_small_one_lets_it_go[courseqa]",
     ),
     Fault(
-        "two parts of a chain share their articles",
+        "a chain's reward models stay on the CPU",
         "qa_helpers/rlhf/chain.py",
-        '"stop": ([pool[i] for i in stop]',
-        '"stop": ([pool[i] for i in learn]',
+        ".to(asked.device)",
+        "",
+        "tests/rlhf/test_rlhf_chains.py::test_on_another_device_than_the_cpu_a_chain_gives_the_same",
+    ),
+    Fault(
+        "two parts of a chain share their articles",
+        "qa_helpers/rlhf/preferences.py",
+        "(*split_by_article(rows, 0.2), held_out)",
+        "(rows, rows, held_out)",
         "tests/rlhf/test_rlhf_chains.py::"
         "test_no_two_parts_share_an_article_and_none_has_one_that_the_reference_was_trained_on[courseqa]",
     ),
     Fault(
         "of SQuAD, held-out questions are learned from",
         "qa_helpers/rlhf/chain.py",
-        "held_out_rows, pool = [pool[i] for i in held_out], [pool[i] for i in rest]",
-        "held_out_rows = [pool[i] for i in held_out]",
+        "pool, held_out = split_by_article(held_out, 0.25)",
+        "pool, held_out = held_out, split_by_article(held_out, 0.25)[1]",
         "tests/rlhf/test_rlhf_chains.py::"
         "test_no_two_parts_share_an_article_and_none_has_one_that_the_reference_was_trained_on[squad]",
     ),

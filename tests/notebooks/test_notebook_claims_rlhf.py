@@ -15,12 +15,12 @@ from scipy import stats
 from stored_tables import shown_text
 
 from qa_helpers.common.io import project_folder
-from qa_helpers.evaluation.comparisons import gains_over_blocks
+from qa_helpers.evaluation.comparisons import gains_over_blocks, win_rate
 from qa_helpers.experiment.scales import SCALES
 from qa_helpers.rlhf.chain_record import load_chains
 from qa_helpers.rlhf.language.record import language_table, load_language_chains
 from qa_helpers.rlhf.losses import ppo_loss
-from qa_helpers.rlhf.measure import gain, gains_over_seeds, wins
+from qa_helpers.rlhf.measure import gain, gains_over_seeds
 
 CELLS = json.loads((project_folder() / "notebooks" / "04_rlhf.ipynb").read_text(encoding="utf-8"))["cells"]
 SOURCES = ["".join(cell["source"]) for cell in CELLS]
@@ -149,7 +149,7 @@ def test_ppo_gains_over_questions_articles_and_seeds_and_reinforce_not_its_em_ov
     assert str(over_seeds["exact_match"]["ppo"]) == "2.6 [0.3, 4.9]"
     assert str(over_seeds["f1"]["ppo"]) == "3.3 [1.1, 5.5]"
     assert gain(CHAINS, "reinforce", "exact_match").low > 0 > over_seeds["exact_match"]["reinforce"].low
-    assert min(wins(run, "ppo").p for run in CHAINS) > 0.05
+    assert min(win_rate(run.reference.agreement, run.columns("ppo").agreement).p for run in CHAINS) > 0.05
 
 
 def test_held_out_articles_are_twelve():
@@ -269,7 +269,7 @@ def test_the_live_cells_work_at_the_scale_that_is_set(monkeypatch, tokenizer, co
     run, read = [], []
     monkeypatch.setenv("QA_SCALE", "class")
     monkeypatch.setattr("qa_helpers.experiment.store.run_experiment", run.append)
-    monkeypatch.setattr("qa_helpers.experiment.lineage.load_run", lambda name, folder: (None, tokenizer))
+    monkeypatch.setattr("qa_helpers.experiment.store.load_trained", lambda name: (None, tokenizer))
     monkeypatch.setattr("qa_helpers.data.squad.load_qa", lambda *what: read.append(what) or course)
     monkeypatch.setattr("qa_helpers.rlhf.policy.one_window", lambda rows, tokenizer: (rows, 0))
     monkeypatch.setattr("qa_helpers.rlhf.measure.ask_reference", lambda model, tokenizer, questions: questions)

@@ -1,11 +1,13 @@
 """A chain of RLHF: run, read back, resumed, recorded; what its parts are made of."""
 
+import contextlib
 import json
 import shutil
 from itertools import combinations
 
 import numpy as np
 import pytest
+from pretend_device import pretend_device
 
 from qa_helpers.__main__ import main
 from qa_helpers.data.rows import DataError
@@ -134,7 +136,7 @@ def test_a_reference_that_has_seen_every_article_leaves_none_to_ask(done):
 def reference(**changes):
     """The reference's ancestry, as a chain takes it."""
     experiment = SpanTraining(name="finished", train_size=16).model_copy(update=changes)
-    return {"finished": Ancestor(experiment=experiment, fingerprints=Fingerprints(train="", eval=""))}
+    return {"finished": Ancestor(experiment=experiment, fingerprints=Fingerprints(train="0" * 16, eval="0" * 16))}
 
 
 @pytest.fixture(scope="module", params=["courseqa", "squad"])
@@ -192,29 +194,46 @@ def test_what_the_reference_was_trained_on_is_left_out_however_it_was_chosen():
 
 
 def test_a_reward_model_is_measured_on_the_held_out_pairs_with_intervals_over_questions(asked):
-    chain, found = asked
-    model, result = chains._train_reward(CHAIN.rewards[0], chain, found)
+    _, found = asked
+    model, result = chains._train_reward(CHAIN.rewards[0], found)
     pairs = found.pairs["own", "held out"]
-    rightly = 100 * accuracy(margins(model, found.held_out, pairs))
-    by_probability = 100 * accuracy(log_prob_margins(found.held_out, pairs))
+    rightly = 100 * accuracy(margins(model, found.parts["held out"], pairs))
+    by_probability = 100 * accuracy(log_prob_margins(found.parts["held out"], pairs))
     assert result.accuracy["reward model"].value == pytest.approx(rightly, abs=0.01)
     assert result.accuracy["own probability"].value == pytest.approx(by_probability, abs=0.01)
-    right = 50 * (np.sign(margins(model, found.held_out, pairs)) + 1)
+    right = 50 * (np.sign(margins(model, found.parts["held out"], pairs)) + 1)
     questions = [pair.question for pair in pairs]
     assert result.accuracy["reward model"] == Score.of(bootstrap_mean(right, clusters=questions))
     assert result.accuracy["reward model"] != Score.of(bootstrap_mean(right))
-    learned = accuracy(margins(model, found.learn, found.pairs["own", "learn"]))
+    learned = accuracy(margins(model, found.parts["learn"], found.pairs["own", "learn"]))
     assert result.accuracy["reward model"].value != pytest.approx(100 * learned, abs=0.01)
 
 
 def test_a_very_large_beta_holds_the_policy_where_a_small_one_lets_it_go(asked, tokenizer, tiny_model):
-    chain, found = asked
+    _, found = asked
     kl = {}
     for beta in (1e6, 0.01):  # all else is the same
         plan = PolicyPlan(name="x", method="exact", penalty="exact", steps=8, learning_rate=3e-3, beta=beta)
-        history = chains._update(plan, chain, tiny_model(), tokenizer, found, RewardModel(16, seed=3))
-        kl[beta] = history.outcomes[-1][1].kl.mean()
+        learner = chains._update(plan, found, tiny_model(), RewardModel(16, seed=3))
+        kl[beta] = learner.history.outcomes[-1][1].kl.mean()
     assert kl[0.01] > 10 * kl[1e6]
+
+
+def test_on_another_device_than_the_cpu_a_chain_gives_the_same(tokenizer, tiny_model, tmp_path, monkeypatch):
+    """The device is pretended: a tensor that stays on the CPU where the model does not is an error, as on a GPU."""
+    policies = (*POLICIES, PolicyPlan(name="grpo", method="grpo", penalty="sampled", steps=1, reward="shuffled"))
+    chain = change(CHAIN, learn=12, held_out=6, policies=policies)
+    monkeypatch.setattr("qa_helpers.rlhf.policy.autocast", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(chains, "ancestors", lambda *_: reference())
+    monkeypatch.setattr(chains, "load_run", lambda *_: (tiny_model(), tokenizer))
+    here = run_chain(chain, tmp_path / "here")
+    with pretend_device() as device:
+        monkeypatch.setattr(chains, "load_run", lambda *_: (tiny_model().to(device), tokenizer))
+        there = run_chain(chain, tmp_path / "there")
+    assert there.rewards == here.rewards
+    for name, columns in here.everything.items():
+        for column in type(columns).model_fields:
+            assert there.columns(name).array(column) == pytest.approx(columns.array(column), abs=2e-3), (name, column)
 
 
 def test_writing_and_reading_change_nothing(done, tmp_path):

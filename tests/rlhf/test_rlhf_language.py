@@ -165,7 +165,7 @@ def test_samples_are_drawn_as_often_as_they_are_probable(chat, taught):
 def test_reading_gives_log_probability_and_last_state_whatever_stands_beside(chat, taught):
     prompts = [prompt_tokens(chat, one) for one in ROWS[:3]]
     replies = [[chat.encode(text) for text in texts] for texts in (["Angus", "in Fife it is"], ["Tea"], [END] * 3)]
-    together = read_answers(taught, chat, prompts, replies)
+    together = read_answers(taught, prompts, replies)
     for prompt, answers, (log_ps, states) in zip(prompts, replies, together, strict=True):
         assert len(log_ps) == len(states) == len(answers)
         for ids, log_p, state in zip(answers, log_ps, states, strict=True):
@@ -427,9 +427,9 @@ def advantage(chat, model):
     """By how much more probable the longer answers have become than the short ones, in nats."""
     prompts = [prompt_tokens(chat, one) for one in ROWS]
     replies = [[[*chat.encode(text), chat.eos_token_id] for text in texts] for _, *texts in WHOLE]
-    now = read_answers(model, chat, prompts, replies)
+    now = read_answers(model, prompts, replies)
     with frozen(model):
-        before = read_answers(model, chat, prompts, replies)
+        before = read_answers(model, prompts, replies)
     gains = np.array([a - b for (a, _), (b, _) in zip(now, before, strict=True)])
     return float((gains[:, 0] - gains[:, 1]).mean())
 
@@ -561,8 +561,8 @@ def test_a_chain_records_before_and_after_on_articles_of_their_own(done):
 
 
 def test_no_two_parts_of_a_chain_share_an_article(small_squad, chat):
-    parts = chain._questions(CHAIN, chat)
-    learn, stop, held_out = ({row["title"] for row in rows} for rows in (parts.learn, parts.stop, parts.held_out))
+    parts, _ = chain._questions(CHAIN, chat)
+    learn, stop, held_out = ({row["title"] for row in parts[name]} for name in ("learn", "stop", "held out"))
     assert all((learn, stop, held_out))
     assert learn.isdisjoint(stop)
     assert learn.isdisjoint(held_out)

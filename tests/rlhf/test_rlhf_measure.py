@@ -5,7 +5,7 @@ import pytest
 import torch
 from rlhf_toys import made_up_chain_run, made_up_question, made_up_references
 
-from qa_helpers.evaluation.comparisons import gains_over_blocks, paired_difference, win_rate
+from qa_helpers.evaluation.comparisons import gains_over_blocks, paired_difference
 from qa_helpers.evaluation.metrics import evaluate
 from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS, answer
 from qa_helpers.experiment.forms import RecordError
@@ -19,7 +19,6 @@ from qa_helpers.rlhf.measure import (
     held_out,
     outcome,
     share_of_optimum,
-    wins,
 )
 from qa_helpers.rlhf.policy import closed_form, one_window
 from qa_helpers.rlhf.reward import RewardModel
@@ -115,16 +114,6 @@ def test_gains_over_seeds_take_the_seeds_as_blocks(runs):
     assert gains_over_seeds(runs, "f1", against="ppo")["reference"].value == pytest.approx(-found["ppo"].value)
     with pytest.raises(RecordError, match="takes two chains or more"):
         gains_over_seeds(runs[:1], "f1")
-
-
-def test_wins_are_by_peoples_agreement(runs):
-    run = runs[0]
-    before, after = run.reference.agreement, run.policies["ppo"].final.agreement
-    assert wins(run, "ppo").wins == sum(b > a for a, b in zip(before, after, strict=True))
-    assert wins(run, "reference").rate.value == 50
-    over_articles = wins(run, "ppo", over_articles=True)
-    assert over_articles == win_rate(before, after, clusters=run.titles)
-    assert over_articles.rate != wins(run, "ppo").rate
 
 
 def test_the_optimum_has_all_of_what_can_be_gained_and_the_reference_none(runs):

@@ -31,14 +31,14 @@ def references():
     return made_up_references(120, UNITS)
 
 
-def plant(references, worth, most=12):
+def plant(references, worth):
     """Pairs ranked by `worth(reference, start, length)`, among twelve spans of each question."""
     rng = np.random.default_rng(0)
     candidates = []
     for reference in references:
         actions = rng.permutation(spans_of(reference.question.tokens))[:12].tolist()
-        candidates.append([Candidate(a, "", float(worth(reference, *to_span(a))), "sample") for a in actions])
-    return make_pairs(candidates, 0.2, most)
+        candidates.append([Candidate(a, "", float(worth(reference, *to_span(a)))) for a in actions])
+    return make_pairs(candidates)
 
 
 def by_state(reference, start, length):
@@ -46,9 +46,9 @@ def by_state(reference, start, length):
 
 
 def divide(references, pairs):
-    train, held = split_by_article([one.question.row["title"] for one in references], 0.4)
-    sides = [set(train), set(held)]
-    return [[pair for pair in pairs if pair.question in side] for side in sides]
+    sides = split_by_article([one.question.row for one in references], 0.4)
+    titles = [{row["title"] for row in side} for side in sides]
+    return [[pair for pair in pairs if references[pair.question].question.row["title"] in side] for side in titles]
 
 
 def fresh(seed=0, length=True, log_prob=True):
@@ -59,10 +59,11 @@ def fresh(seed=0, length=True, log_prob=True):
 
 
 # ---- the reference ---------------------------------------------------------------------------------------------
-def test_what_the_reference_said_is_its_policy(tokenizer, course, tiny_model):
+def test_what_the_reference_said_is_its_policy(tokenizer, course, tiny_model, monkeypatch):
+    monkeypatch.setattr("qa_helpers.rlhf.measure.BATCH_SIZE", 2)
     model = tiny_model().train()
     questions, _ = one_window(course[:40:8], tokenizer)
-    references = ask_reference(model, tokenizer, questions, batch_size=2)
+    references = ask_reference(model, tokenizer, questions)
     assert model.training
     assert [one.question for one in references] == questions
     batch = collate(references)
@@ -128,7 +129,7 @@ def test_bradley_terry_by_hand():
 def test_a_planted_preference_is_learned_and_measured_against_the_others(references):
     train, held_out = divide(references, plant(references, by_state))
     model = RewardModel(UNITS, 32)
-    history = train_reward_model(model, references, train, held_out, learning_rate=3e-3)
+    history = train_reward_model(model, (references, train), (references, held_out), learning_rate=3e-3)
     learned = accuracy(margins(model, references, held_out))
     assert learned > 0.85
     assert abs(accuracy(-longer_by(held_out)) - 0.5) < 0.1
@@ -140,7 +141,8 @@ def test_a_planted_preference_is_learned_and_measured_against_the_others(referen
 def test_from_shuffled_rankings_nothing_is_learned(references):
     train, held_out = divide(references, plant(references, by_state))
     model = RewardModel(UNITS, 32)
-    train_reward_model(model, references, flip(train, 0.5), flip(held_out, 0.5), learning_rate=3e-3)
+    shuffled = ((references, flip(pairs, 0.5)) for pairs in (train, held_out))
+    train_reward_model(model, *shuffled, learning_rate=3e-3)
     assert len(held_out) > 400
     assert abs(accuracy(margins(model, references, held_out)) - 0.5) < 0.1
 
@@ -149,7 +151,7 @@ def test_it_stops_early_and_keeps_the_weights_that_were_best_on_the_held_out_pai
     train, held_out = divide(references, plant(references, by_state))
     model = RewardModel(UNITS, 64)
     noise = flip(train, 0.5)  # to be learned by heart
-    history = train_reward_model(model, references, noise, held_out, 50, patience=2, learning_rate=1e-2)
+    history = train_reward_model(model, (references, noise), (references, held_out), 50, patience=2, learning_rate=1e-2)
     losses = [epoch.loss for epoch in history]
     best = int(np.argmin(losses))
     assert len(history) == best + 3 < 51
@@ -161,22 +163,20 @@ def test_it_stops_early_and_keeps_the_weights_that_were_best_on_the_held_out_pai
 
 def test_training_is_repeatable(references):
     train, held_out = divide(references[:40], plant(references[:40], by_state))
-    one, other = (
-        train_reward_model(RewardModel(UNITS), references, train, held_out, epochs=2, seed=seed)[1:] for seed in (3, 3)
-    )
-    assert one == other
-    assert one != train_reward_model(RewardModel(UNITS), references, train, held_out, epochs=2, seed=4)[1:]
+    ranked = ((references, train), (references, held_out))
+    one, same, other = (train_reward_model(RewardModel(UNITS), *ranked, epochs=2, seed=seed)[1:] for seed in (3, 3, 4))
+    assert one == same != other
 
 
 def test_without_pairs_there_is_nothing_to_learn(references):
     with pytest.raises(ValueError, match="0 and 1"):
-        train_reward_model(RewardModel(UNITS), references, [], [Pair(0, 0, 1)])
+        train_reward_model(RewardModel(UNITS), (references, []), (references, [Pair(0, 0, 1)]))
 
 
 def test_a_model_that_sees_the_length_learns_it_and_its_rewards_go_with_it(references):
     train, held_out = divide(references, plant(references, lambda _, __, length: -length))
     model = RewardModel(UNITS, 16, log_prob=False)
-    train_reward_model(model, references, train, held_out, learning_rate=1e-2)
+    train_reward_model(model, (references, train), (references, held_out), learning_rate=1e-2)
     assert accuracy(-longer_by(held_out)) == 1
     assert accuracy(margins(model, references, held_out)) > 0.95
     batch = collate(references[:20])

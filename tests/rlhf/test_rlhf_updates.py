@@ -3,19 +3,28 @@
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from unittest.mock import patch
 
 import pytest
 import torch
 from rlhf_toys import normal, random_policy
 
 from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
-from qa_helpers.rlhf import updates
+from qa_helpers.rlhf import preferences, updates
 from qa_helpers.rlhf.losses import dpo_loss
 from qa_helpers.rlhf.measure import ask_reference, collate, outcome
 from qa_helpers.rlhf.policy import closed_form, exact_kl, expectation, objective, one_window, optimum, policy, to_span
 from qa_helpers.rlhf.preferences import answer_actions, flip, make_pairs, policy_candidates, split_by_article
 from qa_helpers.rlhf.reward import RewardModel, accuracy, margins, train_reward_model
-from qa_helpers.rlhf.updates import UpdateSettings, policy_loss, roll_out, train_dpo, train_supervised, update_policy
+from qa_helpers.rlhf.updates import (
+    Learner,
+    UpdateSettings,
+    policy_loss,
+    roll_out,
+    train_dpo,
+    train_supervised,
+    update_policy,
+)
 
 # ---- a policy that is a table of a dozen spans --------------------------------------------------------------------
 BETA = 0.5
@@ -129,9 +138,10 @@ def references(tokenizer, course, tiny_model):
 def pairs(references):
     """Rankings by people who prefer answers that begin early."""
     batch = collate(references)
-    proposed = policy_candidates(batch.questions, batch.log_ref, torch.Generator().manual_seed(0), 4, 8, 4)
-    liked = [[replace(one, agreement=1 - to_span(one.action)[0] / 200) for one in row] for row in proposed]
-    return make_pairs(liked, margin=0.05, most=20)
+    with patch.multiple(preferences, BEST=4, SAMPLES=8, RANDOM=4, MARGIN=0.05, MOST_PAIRS=20):
+        proposed = policy_candidates(batch.questions, batch.log_ref, torch.Generator().manual_seed(0))
+        liked = [[replace(one, agreement=1 - to_span(one.action)[0] / 200) for one in row] for row in proposed]
+        return make_pairs(liked)
 
 
 def gain(model, tokenizer, references, reward=early):
@@ -143,7 +153,8 @@ def gain(model, tokenizer, references, reward=early):
 @pytest.mark.parametrize("method", ["exact", "reinforce", "ppo", "grpo"])
 def test_each_method_earns_more_reward_also_on_questions_it_did_not_learn_on(method, references, tokenizer, tiny_model):
     model = tiny_model()
-    history = update_policy(model, tokenizer, references[:32], early, replace(SETTINGS, method=method), references[32:])
+    settings = replace(SETTINGS, method=method)
+    history = update_policy(Learner(model, tokenizer, references[:32], early, settings, references[32:]))
     [(first, before), (last, after)] = history.outcomes
     assert (first, last) == (0, SETTINGS.steps)
     assert after.reward.mean() > before.reward.mean() + 0.3
@@ -158,20 +169,23 @@ def test_with_a_very_large_beta_the_policy_does_not_move(references, tokenizer, 
     kl = {}
     for beta in (1e4, 0.1):
         settings = replace(SETTINGS, method="reinforce", beta=beta, learning_rate=1e-3)
-        kl[beta] = update_policy(tiny_model(), tokenizer, references, early, settings).steps[-1].kl
+        kl[beta] = update_policy(Learner(tiny_model(), tokenizer, references, early, settings)).steps[-1].kl
     assert kl[1e4] < 0.005
     assert kl[0.1] > 10 * kl[1e4]
 
 
 def test_shuffled_rankings_teach_nothing_and_honest_ones_do(references, pairs, tokenizer, tiny_model):
-    train, held = (set(part) for part in split_by_article([one.question.row["title"] for one in references], 0.4))
+    titles = [one.question.row["title"] for one in references]
+    sides = ({row["title"] for row in side} for side in split_by_article([one.question.row for one in references], 0.4))
+    train, held = ({i for i, title in enumerate(titles) if title in side} for side in sides)
     found = {}
     for share in (0.0, 0.5):
-        ranked = [flip([pair for pair in pairs if pair.question in part], share) for part in (train, held)]
+        parts = ([pair for pair in pairs if pair.question in part] for part in (train, held))
+        ranked = [(references, flip(part, share)) for part in parts]
         judge, model = RewardModel(16, 16), tiny_model()
-        train_reward_model(judge, references, *ranked, learning_rate=1e-2)
+        train_reward_model(judge, *ranked, learning_rate=1e-2)
         right = accuracy(margins(judge, references, [pair for pair in pairs if pair.question in held]))
-        update_policy(model, tokenizer, [references[i] for i in sorted(train)], judge, SETTINGS)
+        update_policy(Learner(model, tokenizer, [references[i] for i in sorted(train)], judge, SETTINGS))
         found[share] = right, gain(model, tokenizer, [references[i] for i in sorted(held)])
     assert found[0.0][0] > 0.65
     assert found[0.0][1] > 0.6
@@ -183,7 +197,7 @@ def test_dpo_learns_the_rankings_and_from_shuffled_ones_nothing(references, pair
     gains = []
     for share in (0.0, 0.5):
         model = tiny_model()
-        train_dpo(model, tokenizer, references, flip(pairs, share), SETTINGS, early)
+        train_dpo(Learner(model, tokenizer, references, early, SETTINGS), flip(pairs, share))
         gains.append(gain(model, tokenizer, references))
     assert gains[0] > 0.6
     assert gains[1] < 0.3
@@ -191,7 +205,7 @@ def test_dpo_learns_the_rankings_and_from_shuffled_ones_nothing(references, pair
 
 def test_supervised_updates_make_peoples_answers_likelier(references, tokenizer, tiny_model):
     model = tiny_model()
-    history = train_supervised(model, tokenizer, references, replace(SETTINGS, steps=30), early)
+    history = train_supervised(Learner(model, tokenizer, references, early, replace(SETTINGS, steps=30)))
     batch = collate(references)
     target = torch.zeros_like(batch.log_ref)
     for row, question in enumerate(batch.questions):
@@ -208,7 +222,7 @@ def test_supervised_loss_is_the_mean_over_annotators(references, tokenizer, tiny
     settings = replace(SETTINGS, steps=1, questions_per_step=1)
     question = references[0].question
     actions = torch.tensor([action for action in answer_actions(question) if action is not None])
-    history = train_supervised(tiny_model(), tokenizer, references[:1], settings, early)
+    history = train_supervised(Learner(tiny_model(), tokenizer, references[:1], early, settings))
     expected = -float(collate(references[:1]).log_ref[0, actions].mean())
     assert history.steps[0].loss == pytest.approx(expected, rel=1e-2)
 
@@ -216,7 +230,8 @@ def test_supervised_loss_is_the_mean_over_annotators(references, tokenizer, tiny
 def test_the_same_seed_gives_the_same_policy_and_the_model_is_left_as_it_was(references, tokenizer, tiny_model):
     def run(seed):
         model = tiny_model().train()
-        history = update_policy(model, tokenizer, references, early, replace(SETTINGS, steps=2, seed=seed))
+        settings = replace(SETTINGS, steps=2, seed=seed)
+        history = update_policy(Learner(model, tokenizer, references, early, settings))
         assert model.training
         return history.steps
 
@@ -227,7 +242,7 @@ def test_frozen_weights_stay(references, tokenizer, tiny_model):
     model = tiny_model()
     model.bert.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    update_policy(model, tokenizer, references, early, replace(SETTINGS, steps=2))
+    update_policy(Learner(model, tokenizer, references, early, replace(SETTINGS, steps=2)))
     changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
     assert changed == ["qa_outputs.weight", "qa_outputs.bias"]
 

@@ -6,25 +6,25 @@ simplifies: the changed models are not kept, and the answers to learn on are wri
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from qa_helpers.common.device import default_device, describe_machine, peak_memory_mib
 from qa_helpers.common.quiet import quiet
 from qa_helpers.data.rows import DataError, Row
-from qa_helpers.data.squad import fingerprint, load_qa, sample_indices
+from qa_helpers.data.squad import fingerprint, load_qa
 from qa_helpers.evaluation.metrics import exact_match, f1
 from qa_helpers.evaluation.written_answers import load_chat_tokenizer, load_language_model, prompt_tokens
 from qa_helpers.experiment.once import kept, run_once
 from qa_helpers.experiment.record import Machine
 from qa_helpers.experiment.store import runs_folder
-from qa_helpers.rlhf.language.answers import Asked, answer_pairs, ask, paired_texts, preference_dataset
+from qa_helpers.rlhf.language.answers import answer_pairs, ask, paired_texts, preference_dataset
 from qa_helpers.rlhf.language.record import (
     LanguageChain,
     LanguageChainRun,
@@ -33,7 +33,7 @@ from qa_helpers.rlhf.language.record import (
     LanguageResult,
     LanguageReward,
 )
-from qa_helpers.rlhf.language.reward import AnswerReward, ranker_margins, reward_function, train_answer_reward
+from qa_helpers.rlhf.language.reward import AnswerReward, Ranked, ranker_margins, reward_function, train_answer_reward
 from qa_helpers.rlhf.language.updates import (
     LanguageUpdate,
     import_trl,
@@ -42,21 +42,16 @@ from qa_helpers.rlhf.language.updates import (
     with_adapter,
     without_adapter,
 )
-from qa_helpers.rlhf.preferences import Pair, split_by_article
+from qa_helpers.rlhf.preferences import chain_parts, split_by_article
 from qa_helpers.rlhf.reward import ranked_rightly
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 RECORD = "language-run.json"  # not `run.json`, which marks a run with a model of its own
 
 
 # ---- running it -------------------------------------------------------------------------------------------------
-@dataclass
-class _Parts:
-    learn: list[Row]
-    stop: list[Row]
-    held_out: list[Row]
-    left_out: int
-
-
 @quiet()
 def run_language_chain(chain: LanguageChain, folder: Path | str | None = None) -> LanguageChainRun:
     """Run a chain, or read its result back if it has been run in this folder.
@@ -78,12 +73,12 @@ def run_language_chain(chain: LanguageChain, folder: Path | str | None = None) -
 def _run(chain: LanguageChain, home: Path) -> LanguageChainRun:
     import_trl()  # first of all: without it, nothing below is worth its time
     model, tokenizer = load_language_model(chain.model).to(default_device()), load_chat_tokenizer(chain.model)
-    parts = _questions(chain, tokenizer)
-    learn, stop = (ask(model, tokenizer, rows, chain.samples, chain.seed) for rows in (parts.learn, parts.stop))
-    pairs = answer_pairs(learn, chain.seed)
-    held_out = ask(model, tokenizer, parts.held_out, chain.samples, chain.seed + 1)
+    parts, left_out = _questions(chain, tokenizer)
+    learn, stop = (ask(model, tokenizer, parts[name], chain.samples, chain.seed) for name in ("learn", "stop"))
+    pairs, tested = answer_pairs(learn, chain.seed), parts["held out"]
+    held_out = ask(model, tokenizer, tested, chain.samples, chain.seed + 1)
     reward, learned = _reward((learn, pairs), (stop, answer_pairs(stop)), (held_out, answer_pairs(held_out)))
-    before = language_outcome(model, tokenizer, parts.held_out, reward, chain.samples, chain.seed + 2)
+    before = language_outcome(model, tokenizer, tested, reward, chain.samples, chain.seed + 2)
     preferences = preference_dataset(paired_texts(learn, pairs))
     methods = {}
     for plan in chain.methods:
@@ -91,44 +86,29 @@ def _run(chain: LanguageChain, home: Path) -> LanguageChainRun:
         methods[plan.name] = kept(home / "methods" / f"{plan.name}.json", LanguageResult, change)
     machine = describe_machine()
     machine["versions"]["trl"] = metadata.version("trl")
-    counts = {"learn": parts.learn, "stop": parts.stop, "held out": parts.held_out}
     return LanguageChainRun(
         chain=chain,
         machine=Machine.model_validate(machine),
         peak_memory_mib=round(peak_memory_mib(), 1),
-        fingerprint=fingerprint(parts.learn + parts.stop + parts.held_out),
-        questions={name: len(rows) for name, rows in counts.items()} | {"left out": parts.left_out},
-        ids=[row["id"] for row in parts.held_out],
-        titles=[row["title"] for row in parts.held_out],
+        fingerprint=fingerprint(row for rows in parts.values() for row in rows),
+        questions={part: len(rows) for part, rows in parts.items()} | {"left out": left_out},
+        ids=[row["id"] for row in tested],
+        titles=[row["title"] for row in tested],
         reward=learned,
         before=before,
         methods=methods,
     )
 
 
-def _questions(chain: LanguageChain, tokenizer: Any) -> _Parts:
-    """The questions of each part; no two parts share an article."""
-    pool = list(load_qa(chain.data, "validation"))  # several people answered these
-    lengths = [len(prompt_tokens(tokenizer, row)) for row in pool]
-    kept = [row for row, length in zip(pool, lengths, strict=True) if length <= chain.longest_prompt]
-    if len({row["title"] for row in kept}) < 3:
+def _questions(chain: LanguageChain, tokenizer: PreTrainedTokenizerFast) -> tuple[dict[str, list[Row]], int]:
+    """The questions of each part, no two of which share an article, and how many have too long a prompt."""
+    everything = list(load_qa(chain.data, "validation"))  # several people answered these
+    short = [row for row in everything if len(prompt_tokens(tokenizer, row)) <= chain.longest_prompt]
+    if len({row["title"] for row in short}) < 3:
         raise DataError(f"fewer than three articles of {chain.data} have prompts of {chain.longest_prompt} tokens")
-    rest, held_out = split_by_article([row["title"] for row in kept], 0.25)
-    learn, stop = split_by_article([kept[i]["title"] for i in rest], 0.2)
-
-    def draw(places: Sequence[int], limit: int) -> list[Row]:
-        chosen = sample_indices(len(places), min(limit, len(places)), 0)  # the same for all seeds
-        return [kept[places[i]] for i in sorted(chosen)]
-
-    return _Parts(
-        draw([rest[i] for i in learn], chain.learn),
-        draw([rest[i] for i in stop], max(4, chain.learn // 4)),
-        draw(held_out, chain.held_out),
-        len(pool) - len(kept),
-    )
-
-
-Ranked = tuple[Sequence[Asked], Sequence[Pair]]
+    pool, held_out = split_by_article(short, 0.25)
+    limits = (chain.learn, max(4, chain.learn // 4), chain.held_out)
+    return chain_parts(pool, held_out, limits), len(everything) - len(short)
 
 
 def _reward(learn: Ranked, stop: Ranked, held_out: Ranked) -> tuple[AnswerReward, LanguageReward]:
@@ -137,7 +117,7 @@ def _reward(learn: Ranked, stop: Ranked, held_out: Ranked) -> tuple[AnswerReward
     articles = [asked[pair.question].row["title"] for pair in pairs]
     return reward, LanguageReward(
         pairs={"learn": len(learn[1]), "stop": len(stop[1]), "held out": len(pairs)},
-        epochs=[(epoch.epoch, round(epoch.loss, 4), round(epoch.accuracy, 4)) for epoch in history[::10]],
+        epochs=[epoch.recorded() for epoch in history[::10]],
         best_epoch=min(history, key=lambda epoch: epoch.loss).epoch,
         accuracy=ranked_rightly(ranker_margins(reward, asked, pairs), articles) if pairs else {},
     )
@@ -147,22 +127,22 @@ def _change(
     chain: LanguageChain,
     plan: LanguageMethod,
     model: nn.Module,
-    tokenizer: Any,
-    parts: _Parts,
-    preferences: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    parts: dict[str, list[Row]],
+    preferences: "Dataset",
     reward: AnswerReward,
 ) -> LanguageResult:
-    model = with_adapter(model, chain.seed)
+    adapted = with_adapter(model, chain.seed)
     update = LanguageUpdate(plan.steps, plan.batch, chain.samples, plan.beta, plan.learning_rate, chain.seed)
     begin = time.perf_counter()
     if plan.method == "dpo":
-        steps = train_language_dpo(model, tokenizer, preferences, update)
+        steps = train_language_dpo(adapted, tokenizer, preferences, update)
     else:
-        judge = reward_function(reward, model, tokenizer)
-        steps = train_language_grpo(model, tokenizer, parts.learn, judge, update)
+        judge = reward_function(reward, adapted, tokenizer)
+        steps = train_language_grpo(adapted, tokenizer, parts["learn"], judge, update)
     seconds = round(time.perf_counter() - begin, 1)
-    final = language_outcome(model, tokenizer, parts.held_out, reward, chain.samples, chain.seed + 2)
-    without_adapter(model)
+    final = language_outcome(adapted, tokenizer, parts["held out"], reward, chain.samples, chain.seed + 2)
+    without_adapter(adapted)
     return LanguageResult(
         steps=[{name: round(value, 4) for name, value in step.items()} for step in steps], final=final, seconds=seconds
     )
@@ -170,7 +150,7 @@ def _change(
 
 def language_outcome(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     rows: Sequence[Row],
     reward: AnswerReward,
     samples: int = 4,

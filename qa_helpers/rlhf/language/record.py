@@ -15,9 +15,7 @@ from qa_helpers.evaluation.statistics import UNBOUNDED, bootstrap_mean
 from qa_helpers.experiment.forms import Count, Fraction, Line, Name, Positive, Seed, StrictModel
 from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.scores import Score
-from qa_helpers.rlhf.chain_record import Columns, MeasuredRun
-
-FOLDER = "rlhf-language"  # in `records/`
+from qa_helpers.rlhf.chain_record import Columns, LearnedReward, MeasuredRun
 
 
 # ---- what is to be done ----------------------------------------------------------------------------------------
@@ -62,13 +60,10 @@ class LanguageColumns(Columns):
     sampled_agreement: list[Fraction]
 
 
-class LanguageReward(StrictModel):
-    """What the reward model learned."""
+class LanguageReward(LearnedReward):
+    """What the reward model learned; of its epochs every tenth."""
 
-    pairs: dict[Literal["learn", "stop", "held out"], Count]
-    epochs: list[tuple[Count, float, Fraction]]  # (epoch, loss and accuracy on the pairs that it is stopped on)
     best_epoch: Count
-    accuracy: dict[Line, Score]  # on held-out pairs, in percent: of the model and of simpler rankers; chance is 50
 
 
 class LanguageResult(StrictModel):
@@ -111,14 +106,7 @@ def _methods(steps: int, pairs_once: int | None = None) -> tuple[LanguageMethod,
 def named_language_chains() -> dict[str, LanguageChain]:
     """The course's chains on a language model, by name."""
     chains = (
-        LanguageChain(
-            name="quick-language-seed0",
-            data="courseqa",
-            learn=12,
-            held_out=6,
-            samples=4,
-            methods=_methods(1, 1),
-        ),
+        LanguageChain(name="quick-language-seed0", data="courseqa", learn=12, held_out=6, methods=_methods(1, 1)),
         # A CPU's: half an hour on half a core.
         LanguageChain(
             name="small-language-seed0", longest_prompt=150, learn=100, held_out=64, methods=_methods(12, 20)
@@ -129,9 +117,9 @@ def named_language_chains() -> dict[str, LanguageChain]:
     return {chain.name: chain for chain in chains}
 
 
-def load_language_chains(pattern: str = "*") -> dict[str, LanguageChainRun]:
-    """The course's recorded chains on a language model whose names match a glob pattern, by name."""
-    paths = sorted((project_folder() / "records" / FOLDER).glob(f"{pattern}.json"))
+def load_language_chains() -> dict[str, LanguageChainRun]:
+    """The course's recorded chains on a language model, by name."""
+    paths = sorted((project_folder() / "records" / "rlhf-language").glob("*.json"))
     return {path.stem: read_as(LanguageChainRun, path) for path in paths}
 
 

@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from qa_helpers.evaluation.written_answers import TEMPLATE_OPTIONS
 from qa_helpers.rlhf.language.answers import Asked, frozen, read_answers
 from qa_helpers.rlhf.preferences import Pair
 from qa_helpers.rlhf.ranking_store import RankingError
 from qa_helpers.rlhf.reward import RewardEpoch, bradley_terry_loss, keep_best
+
+Ranked = tuple[Sequence[Asked], Sequence[Pair]]  # questions with their answers, and pairs of these
 
 
 class AnswerReward(nn.Module):
@@ -56,10 +59,7 @@ def answer_margins(reward: AnswerReward, asked: Sequence[Asked], pairs: Sequence
 
 
 def train_answer_reward(
-    learn: tuple[Sequence[Asked], Sequence[Pair]],
-    stop: tuple[Sequence[Asked], Sequence[Pair]],
-    epochs: int = 300,
-    learning_rate: float = 1e-3,
+    learn: Ranked, stop: Ranked, epochs: int = 300, learning_rate: float = 1e-3
 ) -> tuple[AnswerReward, list[RewardEpoch]]:
     """Train a reward model on pairs; it is left as it was when the pairs that it does not learn were likeliest.
 
@@ -106,7 +106,9 @@ def ranker_margins(reward: AnswerReward, asked: Sequence[Asked], pairs: Sequence
     }
 
 
-def reward_function(reward: AnswerReward, model: nn.Module, tokenizer: Any) -> Callable[..., list[float]]:
+def reward_function(
+    reward: AnswerReward, model: nn.Module, tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., list[float]]:
     """A reward model as trl's trainers take it, for `reward_funcs`.
 
     Args:
@@ -115,17 +117,15 @@ def reward_function(reward: AnswerReward, model: nn.Module, tokenizer: Any) -> C
         tokenizer: its tokenizer.
     """
 
-    def learned_reward(
-        prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **_: Any
-    ) -> list[float]:
+    def learned_reward(prompts: list[list[dict[str, str]]], completion_ids: list[list[int]], **_: Any) -> list[float]:
         """A reward for each completion; answers to one prompt that stand together share its reading."""
         options: dict[str, Any] = {"add_generation_prompt": True, "return_dict": False, **TEMPLATE_OPTIONS}
         grouped = [(prompt, len(list(same))) for prompt, same in groupby(prompts)]
         ends = np.cumsum([count for _, count in grouped])
         answers = [completion_ids[end - count : end] for (_, count), end in zip(grouped, ends, strict=True)]
-        ids = [tokenizer.apply_chat_template(prompt, **options) for prompt, _ in grouped]
+        ids: list[Any] = [tokenizer.apply_chat_template(prompt, **options) for prompt, _ in grouped]
         with frozen(model):
-            states = torch.cat([states for _, states in read_answers(model, tokenizer, ids, answers)])
+            states = torch.cat([states for _, states in read_answers(model, ids, answers)])
         with torch.no_grad():
             rewards: list[float] = reward(states).tolist()
         return rewards

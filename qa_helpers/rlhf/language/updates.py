@@ -11,11 +11,14 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainingArguments
 
-from qa_helpers.common.device import default_device, progress_bar, set_seed
+from qa_helpers.common.device import default_device, set_seed
 from qa_helpers.common.io import ModelError
 from qa_helpers.common.quiet import quiet
 from qa_helpers.data.rows import DataError, Row
@@ -28,6 +31,11 @@ from qa_helpers.evaluation.written_answers import (
 )
 from qa_helpers.model.trainable import set_trainable
 from qa_helpers.rlhf.language.answers import TEMPERATURE
+from qa_helpers.training.trainer import PROGRESS, ShowProgress
+
+if TYPE_CHECKING:  # importing these takes long
+    from datasets import Dataset
+    from peft import PeftModel
 
 TRL = "trl==1.16.0"
 LONGEST = MAX_PROMPT + MAX_NEW_TOKENS + 2  # tokens of a prompt and an answer, with its end and the template's line end
@@ -49,7 +57,7 @@ class LanguageUpdate:
 
 # ---- training --------------------------------------------------------------------------------------------------
 @quiet()
-def import_trl() -> Any:
+def import_trl() -> ModuleType:
     """The trl package, imported only here, since that takes seconds.
 
     Raises:
@@ -64,13 +72,17 @@ def import_trl() -> Any:
     return trl
 
 
-def with_adapter(model: nn.Module, seed: int = 0) -> nn.Module:
+def with_adapter(model: nn.Module, seed: int = 0) -> "PeftModel":
     """The model inside a LoRA adapter that changes nothing yet, its weights drawn by `seed`; see `set_trainable`."""
+    from peft import PeftModel
+
     set_seed(seed)
-    return set_trainable(model, "lora")
+    adapted = set_trainable(model, "lora")
+    assert isinstance(adapted, PeftModel)
+    return adapted
 
 
-def without_adapter(model: Any) -> nn.Module:
+def without_adapter(model: "PeftModel") -> nn.Module:
     """The model as it was before `with_adapter`: all adapters are taken off, not merged."""
     base: nn.Module = model.unload()
     return base.requires_grad_(True)
@@ -78,7 +90,7 @@ def without_adapter(model: Any) -> nn.Module:
 
 @quiet()
 def train_language_dpo(
-    model: nn.Module, tokenizer: Any, preferences: Any, update: LanguageUpdate
+    model: "PeftModel", tokenizer: PreTrainedTokenizerFast, preferences: "Dataset", update: LanguageUpdate
 ) -> list[dict[str, float]]:
     """DPO on preference pairs: the adapter of a model is changed in place.
 
@@ -113,8 +125,8 @@ def train_language_dpo(
 
 @quiet()
 def train_language_grpo(
-    model: nn.Module,
-    tokenizer: Any,
+    model: "PeftModel",
+    tokenizer: PreTrainedTokenizerFast,
     rows: Sequence[Row],
     reward: Callable[..., list[float]],
     update: LanguageUpdate,
@@ -158,7 +170,7 @@ def train_language_grpo(
     return _train(trl.GRPOTrainer, trl.GRPOConfig, model, options, **data)
 
 
-def _refuse_long(tokenizer: Any, preferences: Any) -> None:
+def _refuse_long(tokenizer: PreTrainedTokenizerFast, preferences: "Dataset") -> None:
     lengths = [
         max(
             len(tokenizer.apply_chat_template(pair["prompt"] + pair[answer], return_dict=False, **TEMPLATE_OPTIONS))
@@ -195,33 +207,16 @@ def _options(model: nn.Module, update: LanguageUpdate) -> dict[str, Any]:
     }
 
 
-def _train(kind: Any, configure: Any, model: Any, options: dict[str, Any], **data: Any) -> list[dict[str, float]]:
+def _train(
+    kind: type[Trainer], configure: type[TrainingArguments], model: "PeftModel", options: dict[str, Any], **data: Any
+) -> list[dict[str, float]]:
     """Run one of trl's trainers on its data; its figures of each step."""
-    from transformers import PrinterCallback
-
     with tempfile.TemporaryDirectory() as folder:
-        trainer = kind(model=model, args=configure(output_dir=folder, **options), callbacks=[_bar()], **data)
+        bar = ShowProgress(Path(folder) / PROGRESS)
+        trainer = kind(model=model, args=configure(output_dir=folder, **options), callbacks=[bar], **data)
         trainer.remove_callback(PrinterCallback)  # it prints each log entry when the Trainer's own bar is off
         trainer.train()
     model.delete_adapter("ref")  # trl's copy of the adapter as it was, its reference
     model.eval()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return [{"step": entry["step"]} | {name: entry[name] for name in LOGGED if name in entry} for entry in log]
-
-
-def _bar() -> Any:
-    from transformers import TrainerCallback
-
-    class Bar(TrainerCallback):
-        """One bar over all steps, silent under TQDM_DISABLE."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            self.bar = progress_bar(total=state.max_steps, desc="training", unit="step")
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            self.bar.update()
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            self.bar.close()
-
-    return Bar()
