@@ -68,7 +68,8 @@ def naming(source: str, whole: str = "the file") -> Iterator[None]:
         yield
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
-        field = ".".join(str(step) for step in first["loc"] if " " not in str(step)) or whole  # one with is a kind
+        # A step with a space in it is a kind of experiment, not a field.
+        field = ".".join(str(step) for step in first["loc"] if " " not in str(step)) or whole
         told = first["msg"]
         if first["type"] == "union_tag_not_found":
             told = f"is an experiment of before, without a kind; commit {LAST_COMMIT} is the last that reads it"

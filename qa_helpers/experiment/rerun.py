@@ -1,5 +1,6 @@
 """A recorded experiment run again, and the two runs compared: score by score, and question by question."""
 
+import itertools
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 
 from qa_helpers.common.io import project_folder
 from qa_helpers.experiment.forms import RecordError
-from qa_helpers.experiment.record import Retrieval, Run, paired_columns
+from qa_helpers.experiment.record import Run, paired_columns
 from qa_helpers.experiment.record_files import RUN, check_answers, load_records, read_record
 from qa_helpers.experiment.run import load_rows
 from qa_helpers.experiment.scores import METRICS, Scores, scores_of
@@ -41,19 +42,25 @@ class Comparison:
 
 
 def compare_with_record(recorded: Run, now: Run) -> list[Comparison]:
-    """Every score of two runs of one experiment, side by side, without questions that only one of them read whole."""
+    """Every figure of two runs of one experiment, side by side, without questions that only one of them read whole."""
     uneven = recorded.unread ^ now.unread
-    scores, scores_now = (scores_without(run, uneven) if uneven else run.scores for run in (recorded, now))
-    return [
-        Comparison(
-            figure=f"{name}: {metric}",
-            recorded=getattr(scores[name], metric).value,
-            now=getattr(scores_now[name], metric).value,
-            tolerance=rerun_tolerance(scores[name].questions),
-        )
-        for name in scores
+    figures, figures_now = (_figures(run, uneven) for run in (recorded, now))
+    return [Comparison(name, value, figures_now[name][0], room) for name, (value, room) in figures.items()]
+
+
+def _figures(run: Run, without: Collection[str]) -> dict[str, tuple[float, float]]:
+    """Every score of a run without some questions, and recall where it was measured: its value and its tolerance."""
+    scores = scores_without(run, without) if without else run.scores
+    figures = {
+        f"{name}: {metric}": (getattr(means, metric).value, rerun_tolerance(means.questions))
+        for name, means in scores.items()
         for metric in METRICS
-    ]
+    }
+    if retrieval := run.retrieval:
+        times: tuple[Literal["before", "after"], ...] = ("before", "after")
+        for when, most in itertools.product(times, (1, 5)):
+            figures[f"recall@{most} {when} training"] = (retrieval.recall(when, most).value, RERUN_SPREAD)
+    return figures
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ def rerun(
     check_work([ancestor.experiment for ancestor in chain])
     for ancestor in chain:
         run = run_experiment(ancestor.experiment, folder or runs_folder() / "rerun", again=True)
-    return run, compare_with_record(record, run) + _compare_recall(record.retrieval, run.retrieval)
+    return run, compare_with_record(record, run)
 
 
 def _with_starts(record: Run, folders: list[Path]) -> list[Run]:
@@ -193,19 +200,3 @@ def _check_rerun(record: Run) -> None:
             f"the data at hand are not those of the record '{experiment.name}'; their fingerprints differ"
         )
     check_answers(record, {row["id"]: row["answers"]["text"] for row in rows.asked}, f"the record '{experiment.name}'")
-
-
-def _compare_recall(recorded: Retrieval | None, now: Retrieval | None) -> list[Comparison]:
-    if recorded is None or now is None:
-        return []
-    times: tuple[Literal["before", "after"], ...] = ("before", "after")
-    return [
-        Comparison(
-            figure=f"recall@{most} {when} training",
-            recorded=recorded.recall(when, most).value,
-            now=now.recall(when, most).value,
-            tolerance=RERUN_SPREAD,
-        )
-        for when in times
-        for most in (1, 5)
-    ]

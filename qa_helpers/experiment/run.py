@@ -126,7 +126,7 @@ def _warn_of_long_answers(experiment: Experiment, rows: Rows, tokenizer: PreTrai
         warnings.warn(
             f"{train} of {len(rows.train):,} training and {asked} of {len(rows.asked):,} evaluation questions have "
             "only answers that are longer than a model may give, and cannot be answered right",
-            stacklevel=4,
+            stacklevel=6,
         )
 
 

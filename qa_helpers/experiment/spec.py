@@ -166,6 +166,7 @@ class AsItComes(_OfOneModel):
     task: Task = "span"
 
 
+# An experiment is of one of these kinds: `kind` says which.
 Experiment = Annotated[SpanTraining | LanguageTraining | Combination | AsItComes, Field(discriminator="kind")]
 _EXPERIMENT: TypeAdapter[Experiment] = TypeAdapter(Experiment)
 

@@ -55,12 +55,26 @@ def test_a_record_of_before_says_which_commit_reads_it(quick, tmp_path, monkeypa
         load_records("o*")
 
 
+def test_a_record_whose_experiment_has_no_kind_says_which_commit_reads_it(quick, tmp_path):
+    write_record(quick, tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["experiment"]["kind"]
+    (tmp_path / "run.json").write_text(json.dumps(record | {"schema_version": 2}))
+    words = r"run\.json: is a record in the form of before, an experiment without a kind; commit ad405d1 is the last"
+    with pytest.raises(RecordError, match=words):
+        read_record(tmp_path)
+
+
 def test_a_runs_folder_of_before_says_which_commit_reads_it(quick, tmp_path):
     home = tmp_path / quick.experiment.name
     home.mkdir()
-    (home / "experiment.json").write_text(quick.experiment.model_dump_json())
     (home / "run.json").write_text(json.dumps(OLD))
     with pytest.raises(RecordError, match=rf"run\.json{WORDS}"):
+        run_experiment(quick.experiment, tmp_path)
+    before = {"name": quick.experiment.name, "task": "span", "start_from": None, "ensemble_of": [], "average_of": []}
+    (home / "experiment.json").write_text(json.dumps(before))
+    words = r"experiment\.json: the file: is an experiment of before, without a kind; commit 93802ce is the last that"
+    with pytest.raises(RecordError, match=words):
         run_experiment(quick.experiment, tmp_path)
 
 
