@@ -42,7 +42,11 @@ def quiet() -> Iterator[None]:
 
 
 def _silence(undo: contextlib.ExitStack) -> None:
-    """Silence the libraries; `undo` takes down how to undo it."""
+    """Silence the libraries; `undo` takes down how to undo it.
+
+    trl's trainers report their use unless a constant of the Hub's says no; and in notebooks, transformers' bar over a
+    GGUF file's tensors does not heed TQDM_DISABLE.
+    """
     import datasets
     import transformers
     from huggingface_hub import constants
@@ -64,8 +68,6 @@ def _silence(undo: contextlib.ExitStack) -> None:
     if transformers.utils.logging.is_progress_bar_enabled():
         undo.callback(transformers.utils.logging.enable_progress_bar)
     transformers.utils.logging.disable_progress_bar()  # the Hub's, too
-    # trl's trainers report their use otherwise; and in notebooks, the bar over a GGUF file's tensors does not heed
-    # TQDM_DISABLE.
     for module, name, instead in ((constants, "HF_HUB_DISABLE_TELEMETRY", True), (gguf, "tqdm", progress_bar)):
         undo.callback(setattr, module, name, getattr(module, name))
         setattr(module, name, instead)

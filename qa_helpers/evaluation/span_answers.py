@@ -129,8 +129,8 @@ def window_logits(
     device = next(model.parameters()).device
     with evaluation_mode(model), progress_bar(total=len(windows), desc=progress, unit="window") as bar:
         for chosen in longest_first([len(window) for window in windows], batch_size):
-            columns = _columns([windows[i].inputs for i in chosen])
-            batch = tokenizer.pad(columns, padding_side="right", return_tensors="pt")
+            inputs = [windows[i].inputs for i in chosen]
+            batch = tokenizer.pad(inputs, padding_side="right", return_tensors="pt")
             with torch.inference_mode(), autocast(device):
                 output = model(**batch.to(device))
             start_logits, end_logits = output.start_logits.float().cpu(), output.end_logits.float().cpu()
@@ -141,10 +141,6 @@ def window_logits(
                 )
             yield chosen, start_logits, end_logits
             bar.update(len(chosen))
-
-
-def _columns(rows: Sequence[dict[str, list[int]]]) -> dict[str, list[list[int]]]:
-    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 class Answers(NamedTuple):
@@ -236,7 +232,8 @@ class _Reading:
             Span(context[start:end], start, score, float(np.exp(score - log_total))) for (start, end), score in best
         ]
         tokens = sorted(self.starts)
-        chances = [_softmax([logits[token] for token in tokens]) for logits in (self.starts, self.ends)]
+        logits = torch.tensor([[side[token] for token in tokens] for side in (self.starts, self.ends)]).double()
+        chances = logits.softmax(1).tolist()
         scores = [TokenScore(*token, *pair) for token, *pair in zip(tokens, *chances, strict=True)]
         return Prediction(id, spans, len(self.log_totals), scores)
 
@@ -244,12 +241,6 @@ class _Reading:
 def _keep_highest(highest: dict[Characters, float], where: Iterable[Characters], values: Sequence[float]) -> None:
     for characters, value in zip(where, values, strict=False):  # of the values, those of padding come last
         highest[characters] = max(value, highest.get(characters, -np.inf))
-
-
-def _softmax(logits: Sequence[float]) -> list[float]:
-    weights = np.exp(np.array(logits) - np.max(logits, initial=-np.inf))
-    shares: list[float] = (weights / weights.sum()).tolist()
-    return shares
 
 
 def out_of_reach(rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast) -> int:

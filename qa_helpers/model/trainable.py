@@ -157,6 +157,7 @@ def adapter_base(folder: Path | str) -> str | None:
     return base
 
 
+@quiet()
 def attach_adapter(base: nn.Module, folder: Path | str) -> "PeftModel":
     """A model of `base` and the adapter that `save_model` wrote into `folder`.
 

@@ -23,7 +23,7 @@ from qa_helpers.common.quiet import quiet
 from qa_helpers.data.windows import training_features
 from qa_helpers.evaluation.written_answers import load_chat_tokenizer, load_language_model
 from qa_helpers.experiment import store
-from qa_helpers.experiment.spec import Experiment
+from qa_helpers.experiment.spec import SpanTraining
 from qa_helpers.rlhf import chain
 from qa_helpers.rlhf.chain_record import named_chains
 from qa_helpers.rlhf.language import chain as language_chain
@@ -132,7 +132,7 @@ class ReachedError(Exception):
         (AutoModelForQuestionAnswering, "from_pretrained", lambda _: qa_helpers.load_qa_model()),
         (AutoTokenizer, "from_pretrained", lambda _: load_chat_tokenizer()),
         (AutoModelForCausalLM, "from_pretrained", lambda _: load_language_model()),
-        (store, "train_and_evaluate", lambda runs: qa_helpers.run_experiment(Experiment(name="x"), runs)),
+        (store, "train_and_evaluate", lambda runs: qa_helpers.run_experiment(SpanTraining(name="x"), runs)),
         (store, "train_and_evaluate", lambda runs: command_line.main(["run", "start-here", "--folder", str(runs)])),
         (chain, "_run", lambda runs: chain.run_chain(first(named_chains()), runs)),
         (language_chain, "_run", lambda runs: language_chain.run_language_chain(first(named_language_chains()), runs)),
