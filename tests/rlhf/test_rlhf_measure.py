@@ -6,7 +6,8 @@ import torch
 from rlhf_toys import made_up_chain_run, made_up_question, made_up_references
 
 from qa_helpers.evaluation.comparisons import gains_over_blocks, paired_difference
-from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS, answer, evaluate
+from qa_helpers.evaluation.metrics import evaluate
+from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS, answer
 from qa_helpers.experiment.spec import RecordError
 from qa_helpers.rlhf.measure import (
     MEASURED_AT_ONCE,
