@@ -17,7 +17,7 @@ from qa_helpers.experiment.catalogue import SEEDS
 from qa_helpers.experiment.forms import Count, Fraction, Line, Name, Positive, RecordError, Seed, StrictModel
 from qa_helpers.experiment.once import read_as
 from qa_helpers.experiment.record import Ancestor, Machine
-from qa_helpers.experiment.scales import SCALES, Scale
+from qa_helpers.experiment.scales import SCALES
 from qa_helpers.experiment.scores import Score
 from qa_helpers.experiment.spec import change
 

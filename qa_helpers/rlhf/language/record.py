@@ -14,7 +14,6 @@ from qa_helpers.evaluation.comparisons import win_rate
 from qa_helpers.evaluation.statistics import UNBOUNDED, bootstrap_mean
 from qa_helpers.experiment.forms import Count, Fraction, Line, Name, Positive, Seed, StrictModel
 from qa_helpers.experiment.once import read_as
-from qa_helpers.experiment.scores import Score
 from qa_helpers.rlhf.chain_record import Columns, LearnedReward, MeasuredRun
 
 
