@@ -5,7 +5,7 @@ import socket
 from qa_helpers.common.device import describe_machine
 from qa_helpers.common.io import CourseError, hub_is_off
 from qa_helpers.data.squad import HUB_NAME, find_file, load_qa
-from qa_helpers.model.load import PACKAGED, find_packaged
+from qa_helpers.model.packaged import PACKAGED, NotInstalledError, find_packaged
 
 HUB_SECONDS = 3.0  # to wait for the Hub's answer
 
@@ -45,6 +45,8 @@ def _data_report(name: str) -> tuple[bool, str]:
 def _model_report(name: str) -> tuple[bool, str]:
     try:
         find_packaged(name)
+    except NotInstalledError as problem:
+        return False, f"{'optional' if PACKAGED[name].requirements else 'not usable'}: {problem}"
     except CourseError as problem:
         return False, f"not usable: {problem}"
     return True, f"{PACKAGED[name].source}; sha256 as expected"

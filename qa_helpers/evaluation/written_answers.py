@@ -19,7 +19,7 @@ from qa_helpers.common.quiet import quiet
 from qa_helpers.data.rows import DataError, Row, check_rows, given_answers, row_id
 from qa_helpers.evaluation.span_answers import Answers, Prediction, Span
 from qa_helpers.model import load, trainable
-from qa_helpers.model.load import PACKAGED
+from qa_helpers.model.packaged import PACKAGED
 
 REQUEST = "{context}\n\nQuestion: {question}\nAnswer with a few words from the text above, nothing else."
 # What a passage says is text, also where it spells a control token.

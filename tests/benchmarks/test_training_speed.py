@@ -64,7 +64,7 @@ class Way:
 def load_stock(seed: int) -> nn.Module:
     """The packaged MiniLM as `from_pretrained` gives it; its weights are float32."""
     set_seed(seed)
-    model: nn.Module = AutoModelForQuestionAnswering.from_pretrained(resolve("minilm"), use_safetensors=True)
+    model: nn.Module = AutoModelForQuestionAnswering.from_pretrained(resolve("minilm")[0], use_safetensors=True)
     return model
 
 

@@ -29,7 +29,7 @@ from qa_helpers.evaluation.written_answers import (
     prompt_tokens,
     training_features,
 )
-from qa_helpers.model.load import find_packaged
+from qa_helpers.model.packaged import find_packaged
 from qa_helpers.model.trainable import save_model, set_trainable
 
 END = "<|im_end|>"

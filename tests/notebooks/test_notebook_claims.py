@@ -24,7 +24,8 @@ from qa_helpers.experiment.catalogue import LEARNING_RATES, METHODS, method
 from qa_helpers.experiment.record import Run, paired_columns
 from qa_helpers.experiment.record_files import load_records
 from qa_helpers.experiment.scales import SCALES
-from qa_helpers.model.load import find_packaged, load_qa_model
+from qa_helpers.model.load import load_qa_model
+from qa_helpers.model.packaged import find_packaged
 from qa_helpers.model.trainable import count_parameters, set_trainable
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"

@@ -83,6 +83,42 @@ def test_recomputed_activations_give_the_same_weights(tmp_path, course, tokenize
     assert all(torch.equal(value, kept[True][name]) for name, value in kept[False].items())
 
 
+@pytest.mark.parametrize("most", [None, 1, 3, 4, 20])
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_batch_in_parts_has_the_gradients_of_the_whole(
+    tmp_path, monkeypatch, course, tokenizer, tiny_model, most, soft
+):
+    monkeypatch.setenv("QA_PRECISION", "fp32")
+    model, sizes, gradients = tiny_model().to(default_device()), [], []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    windows = make_windows(course[:11], tokenizer)
+    features = labels.training_features(windows) if soft else training_features(windows)
+    collator = labels.SoftLabelCollator(tokenizer) if soft else DataCollatorWithPadding(tokenizer)
+    model.register_forward_pre_hook(lambda _, given, options: sizes.append(len(options["input_ids"])), with_kwargs=True)
+
+    def keep(*_):
+        gradients.append(torch.cat([weights.grad.flatten() for weights in model.parameters()]).cpu())
+
+    hook = register_optimizer_step_pre_hook(keep)
+    settings = Settings(epochs=1, batch_size=11, windows_at_once=most, log_every=1)
+    history = train(model, tokenizer, features, settings, tmp_path, None, collator, labels.soft_loss if soft else None)
+    hook.remove()
+    most = most or 11
+    assert sizes == [min(most, 11 - begin) for begin in range(0, 11, most)]
+    batch = {name: values.to(default_device()) for name, values in collator(features).items()}
+    targets = batch.pop("labels", None)
+    model = tiny_model().to(default_device()).eval()
+    output = model(**batch)
+    loss = labels.soft_loss(output, targets) if soft else output.loss
+    loss.backward()
+    expected = torch.cat([weights.grad.flatten() for weights in model.parameters()]).cpu()
+    expected *= min(1.0, 1.0 / (expected.norm() + 1e-6))  # as the Trainer clips them
+    assert [value for _, value in history.losses] == pytest.approx([loss.item()], rel=1e-3)
+    torch.testing.assert_close(gradients[0], expected, rtol=1e-3, atol=1e-5)
+
+
 def test_losses_are_means_since_the_last_entry_and_none_spans_two_epochs(tmp_path, course, tokenizer):
     _, every_step = trained(course, tokenizer, tmp_path / "a", Settings(**vars(SHORT) | {"log_every": 1}))
     _, history = trained(course, tokenizer, tmp_path / "b", SHORT)
