@@ -150,7 +150,8 @@ class _InParts(Trainer):
         return torch.stack(losses).sum()
 
     def compute_loss(self, *given: Any, **options: Any) -> Any:
-        return self.share * super().compute_loss(*given, **options)
+        loss: Any = super().compute_loss(*given, **options)
+        return self.share * loss
 
 
 def _layer_wise(model: nn.Module, arguments: TrainingArguments, decay: float) -> torch.optim.Optimizer:
