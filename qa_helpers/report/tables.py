@@ -101,8 +101,8 @@ def scores(runs: Iterable[Run] | Mapping[str, Run]) -> Table:
         for name, run in named
         for asked, of_set in run.scores.items()
     ]
-    # As objects first: beside a run that has no seed, whole numbers would become decimal ones.
-    return Table(lines, columns=about + [METRIC_NAMES[metric] for metric in METRICS], dtype=object).infer_objects()
+    table = Table(lines, columns=about + [METRIC_NAMES[metric] for metric in METRICS], dtype=object)
+    return table.astype({"questions": int})  # but not the seeds: beside a run without one they would become decimal
 
 
 def _seed(run: Run) -> int | None:
