@@ -102,7 +102,8 @@ def scores(runs: Iterable[Run] | Mapping[str, Run]) -> Table:
         for asked, of_set in run.scores.items()
     ]
     table = Table(lines, columns=about + [METRIC_NAMES[metric] for metric in METRICS], dtype=object)
-    return table.astype({"questions": int})  # but not the seeds: beside a run without one they would become decimal
+    table["questions"] = table["questions"].astype(int)  # not the seeds: beside a run without one they became decimal
+    return table
 
 
 def _seed(run: Run) -> int | None:
