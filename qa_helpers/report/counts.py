@@ -100,13 +100,9 @@ def _references(row: Row, left_out: int | None) -> dict[str, list[Given]]:
 def _right(reply: Reply, answers: Sequence[Given]) -> dict[str, tuple[float, float]]:
     """By what is compared, how right an answer is: at the least and at the most."""
     same = float(any(reply.text.lower() == text.lower() for text, _ in answers))
-    length, first, last = (
-        len(reply.text),
-        {start for _, start in answers},
-        {start + len(text) for text, start in answers},
-    )
-    starts = [float(start in first) for start in reply.starts] or [0.0]
-    ends = [float(start + length in last) for start in reply.starts] or [0.0]
+    given = [(start, start + len(text)) for text, start in answers]
+    starts = [float(any(start == first for first, _ in given)) for start in reply.starts] or [0.0]
+    ends = [float(any(start + len(reply.text) == last for _, last in given)) for start in reply.starts] or [0.0]
     both = [(start + end) / 2 for start, end in zip(starts, ends, strict=True)]
     values = dict(zip(WAYS, ([same], starts, ends, both), strict=True))
     return {what: (min(possible), max(possible)) for what, possible in values.items()}

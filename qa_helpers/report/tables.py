@@ -101,7 +101,9 @@ def scores(runs: Iterable[Run] | Mapping[str, Run]) -> Table:
         for name, run in named
         for asked, of_set in run.scores.items()
     ]
-    return Table(lines, columns=about + [METRIC_NAMES[metric] for metric in METRICS])
+    table = Table(lines, columns=about + [METRIC_NAMES[metric] for metric in METRICS], dtype=object)
+    table["questions"] = table["questions"].astype(int)  # not the seeds: beside a run without one they became decimal
+    return table
 
 
 def _seed(run: Run) -> int | None:

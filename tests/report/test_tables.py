@@ -109,6 +109,12 @@ def test_scores_become_numbers_and_runs_take_the_names_that_they_are_given(runs:
     assert list(scores([]).columns) == list(table.columns)
 
 
+def test_a_run_without_a_seed_leaves_those_of_others_whole(squad: Run) -> None:
+    combined = read_record(RECORDS / "class-idea-ensemble-5000-seed0")
+    shown = cells(scores([squad, combined]).drop_duplicates("run")[["run", "seed"]])
+    assert shown[1:] == [[squad.experiment.name, "0"], [combined.experiment.name, "–"]]
+
+
 # ---- two runs --------------------------------------------------------------------------------------------------
 def test_a_comparison_counts_questions_and_measures_the_difference(runs: dict[str, Run]) -> None:
     first, second = runs.values()
