@@ -9,7 +9,7 @@ from qa_helpers.__main__ import main
 from qa_helpers.experiment import rerun
 from qa_helpers.experiment.catalogue import named_experiments
 from qa_helpers.experiment.record_files import read_record
-from qa_helpers.experiment.spec import Experiment
+from qa_helpers.experiment.spec import SpanTraining
 
 TINY = {
     "name": "tiny",
@@ -32,7 +32,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_run_writes_the_record_and_reads_it_back(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = read_record(tiny_run / "record")
-    assert run.experiment == Experiment.model_validate(TINY)
+    assert run.experiment == SpanTraining.model_validate(TINY)
     before = (tiny_run / "runs/tiny/run.json").stat().st_mtime_ns
     assert main(["run", str(tiny_run / "tiny.json"), "--folder", str(tiny_run / "runs")]) == 0
     assert "| tiny | 16 of courseqa, 1 epoch," in capsys.readouterr().out

@@ -18,7 +18,7 @@ from qa_helpers.data.windows import make_windows, training_features
 from qa_helpers.evaluation.metrics import evaluate
 from qa_helpers.evaluation.span_answers import answer
 from qa_helpers.experiment.record_files import read_record
-from qa_helpers.experiment.spec import EvalSet, Experiment, SpanTraining
+from qa_helpers.experiment.spec import EvalSet, SpanTraining
 from qa_helpers.experiment.store import run_experiment
 from qa_helpers.model.load import load_qa_model
 from qa_helpers.model.trainable import set_trainable
@@ -445,7 +445,7 @@ def differing(one, other):
 def test_a_killed_run_with_every_setting_ends_with_the_numbers_of_one_never_killed(tmp_path):
     changes = {"train_size": 8, "batch_size": 4, "epochs": 2, "trainable": "last:1", "average_last": 2}
     changes |= {"schedule": "cosine", "warmup": 0.3, "layer_decay": 0.7, "label_smoothing": 0.1, "targets": "all"}
-    experiment = Experiment.model_validate(KILLED.model_dump() | changes)
+    experiment = SpanTraining.model_validate(KILLED.model_dump() | changes)
     process = start(experiment, tmp_path / "cut")
     while not complete("checkpoint-2")(tmp_path / "cut" / "killed"):
         assert process.is_alive(), "ended before it could be killed"
