@@ -46,7 +46,7 @@ def calculate(func: Any, args: Any, kwargs: Any) -> Any:
     elif name in ("_to_copy", "copy_"):
         tensors = []
     if there and any(isinstance(t, torch.Tensor) and t.dim() and not isinstance(t, Elsewhere) for t in tensors):
-        raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found {DEVICE} and cpu")
+        raise AssertionError(f"{name}: expected all tensors to be on the same device, but found {DEVICE} and cpu")
     told = kwargs.get("device")
     result_there = torch.device(told) == DEVICE if told is not None else bool(there)
     if name == "_local_scalar_dense":
