@@ -31,7 +31,7 @@ def _baselines() -> list[SpanTraining]:
     chosen.append(change(quick.baseline(100), name="quick-steps-100-seed0", epochs=15))
     # Short enough for a first look: three epochs instead of five, nothing scored on the way.
     chosen.append(change(quick.baseline(), name="start-here", epochs=3, probe_size=0))
-    chosen += [SCALES["class"].baseline(seed=seed) for seed in (0, 1, 2)]
+    chosen += [SCALES[scale].baseline(seed=seed) for scale in ("class", "base") for seed in (0, 1, 2)]
     chosen += [SCALES["full"].baseline()]
     return chosen
 

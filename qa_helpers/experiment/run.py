@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from qa_helpers.common.device import (
+    default_device,
     describe_machine,
     peak_memory_mib,
     release_memory,
@@ -35,6 +36,9 @@ from qa_helpers.model import load, trainable
 from qa_helpers.model.combine import average_weights
 from qa_helpers.training.trainer import History, Settings, complete_checkpoints, train
 
+# Of an encoder with more weights than these, a CPU keeps the activations of so few windows at once: MPNet's whole batch
+# of 16 would take twice the memory and more time, see docs/measurements.md.
+LARGE, WINDOWS_AT_ONCE = 50_000_000, 4
 PROBE_SEED = 0  # draws the questions that are scored after every epoch: the same ones for every run
 
 
@@ -161,7 +165,7 @@ def _train(experiment: Training, loaded: Loaded, rows: Rows, home: Path) -> Hist
         model,
         tokenizer,
         lessons.features,
-        _settings(experiment, max(2, last)),
+        _settings(experiment, model, max(2, last)),
         home / "checkpoints",
         after_epoch if experiment.probe_size else None,
         lessons.collator,
@@ -174,10 +178,16 @@ def _train(experiment: Training, loaded: Loaded, rows: Rows, home: Path) -> Hist
     return history
 
 
-def _settings(experiment: Training, checkpoints: int) -> Settings:
+def _settings(experiment: Training, model: nn.Module, checkpoints: int) -> Settings:
     same = {"epochs", "batch_size", "learning_rate", "seed", "schedule", "warmup", "layer_decay"}
     recompute = ANSWERING[experiment.task].recompute
-    return Settings(**experiment.model_dump(include=same), recompute=recompute, checkpoints=checkpoints)
+    large = sum(weights.numel() for weights in model.parameters()) > LARGE
+    return Settings(
+        **experiment.model_dump(include=same),
+        recompute=recompute,
+        windows_at_once=WINDOWS_AT_ONCE if large and not recompute and default_device().type == "cpu" else None,
+        checkpoints=checkpoints,
+    )
 
 
 def _check_finite(losses: Iterable[float]) -> None:

@@ -9,7 +9,7 @@ from qa_helpers.experiment.spec import EvalSet, SpanTraining
 
 @dataclass(frozen=True)
 class Scale:
-    """How much work a notebook does. See docs/set-up.md for the three."""
+    """How much work a notebook does. See docs/set-up.md for the four."""
 
     name: str
     data: str
@@ -42,6 +42,8 @@ SCALES = {
     # CourseQA's few questions make few optimizer steps, hence the higher learning rate.
     "quick": Scale("quick", "courseqa", 500, (100, 200, 500), epochs=3, learning_rate=2e-4),
     "class": Scale("class", "squad", 1_000, (1_000, 2_000, 5_000), epochs=3, learning_rate=1e-4),
+    # The size of model that a class uses; the rate is the usual one for it, and was not searched.
+    "base": Scale("base", "squad", 1_000, (1_000, 2_000, 5_000), epochs=3, learning_rate=5e-5, model="mpnet"),
     "full": Scale("full", "squad", 87_599, (87_599,), epochs=2, learning_rate=3e-5, model="bert-base-uncased"),
 }
 

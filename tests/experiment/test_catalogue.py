@@ -46,13 +46,14 @@ def test_the_scale_is_the_variables(monkeypatch):
         monkeypatch.setenv("QA_SCALE", name)
         assert current_scale() is scale
     monkeypatch.setenv("QA_SCALE", "huge")
-    with pytest.raises(RecordError, match="QA_SCALE is 'huge'; set it to quick, class, full"):
+    with pytest.raises(RecordError, match="QA_SCALE is 'huge'; set it to quick, class, base, full"):
         current_scale()
 
 
 def test_named_experiments_can_be_described_and_run_from_names_only():
     named = named_experiments()
     expected = {"quick-baseline-500-seed0", "class-baseline-1000-seed0", "full-baseline-87599-seed0", "start-here"}
+    expected |= {"base-baseline-1000-seed0", "base-baseline-1000-seed2"}
     expected |= {"quick-zero-shot-smollm2-seed0", "class-sft-1000-smollm2-seed0"}
     assert expected <= set(named)
     for name, experiment in named.items():

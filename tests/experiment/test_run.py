@@ -1,0 +1,25 @@
+"""How an experiment's training is set up; what a run records, see `test_store`."""
+
+import pytest
+import torch
+
+from qa_helpers.experiment import run
+from qa_helpers.experiment.spec import LanguageTraining, SpanTraining
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "weights", "expected"),
+    [
+        ("cpu", SpanTraining, 1_000, None),
+        ("cpu", SpanTraining, 100, 4),
+        ("cuda", SpanTraining, 100, None),
+        ("cpu", LanguageTraining, 100, None),  # which computes its activations again
+    ],
+)
+def test_a_large_encoder_takes_few_windows_at_once_on_a_cpu(monkeypatch, tiny_model, device, kind, weights, expected):
+    monkeypatch.setattr(run, "LARGE", weights * 500)  # the tiny one has 491,000: an embedding of 16 for each word piece
+    monkeypatch.setattr(run, "default_device", lambda: torch.device(device))
+    settings = run._settings(kind(name="any", epochs=2, batch_size=16, warmup=0.1), tiny_model(), 3)
+    assert settings.windows_at_once == expected
+    assert settings.recompute is (kind is LanguageTraining)
+    assert (settings.epochs, settings.batch_size, settings.warmup, settings.checkpoints) == (2, 16, 0.1, 3)
