@@ -36,8 +36,8 @@ from qa_helpers.model import load, trainable
 from qa_helpers.model.combine import average_weights
 from qa_helpers.training.trainer import History, Settings, complete_checkpoints, train
 
-# Of an encoder with more weights than these, a CPU keeps the activations of so few windows at once: MPNet's whole batch
-# of 16 would take twice the memory and more time, see docs/measurements.md.
+# Of an encoder with more weights than these, a CPU keeps the activations of so few windows at once: training MPNet with
+# batches of 16 then takes 4.9 GiB, see docs/data-and-models.md.
 LARGE, WINDOWS_AT_ONCE = 50_000_000, 4
 PROBE_SEED = 0  # draws the questions that are scored after every epoch: the same ones for every run
 
