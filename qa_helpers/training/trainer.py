@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,8 +112,8 @@ def train(
     """
     folder = Path(folder)
     arguments = _arguments(settings, folder)
-    trainer = _InParts(
-        settings.windows_at_once or settings.batch_size,
+    make = partial(_InParts, settings.windows_at_once) if settings.windows_at_once else Trainer
+    trainer = make(
         model=model,
         args=arguments,
         train_dataset=features,  # a list serves as a map-style data set
