@@ -210,9 +210,10 @@ def test_an_old_python_is_what_is_lacking(monkeypatch, capsys):
 
 
 def test_a_fault_of_the_package_is_no_lack(monkeypatch):
-    def broken(_options):
+    def check(_options):
+        """Break down."""
         raise ImportError("cannot import name 'x' from 'qa_helpers.data.squad'")
 
-    monkeypatch.setattr("qa_helpers.__main__.check", broken)
+    monkeypatch.setattr("qa_helpers.__main__.check", check)
     with pytest.raises(ImportError, match="cannot import name 'x'"):
         main(["check"])

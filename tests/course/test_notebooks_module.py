@@ -206,12 +206,12 @@ def test_refresh_refuses_a_notebook_that_raised(refreshed: tuple[Command, dict[s
     ("source", "message"),
     [
         ("import os\nos._exit(1)", "The kernel died"),
-        ("import time\ntime.sleep(300)", "longer than 2 seconds"),
+        ("import time\ntime.sleep(300)", "longer than 10 seconds"),
     ],
 )
 def test_dead_and_hanging_kernels_are_told(tmp_path: Path, source: str, message: str) -> None:
     cells = [new_code_cell("1"), new_code_cell(source), new_code_cell("open('after', 'w')")]
-    run = execute_notebook(tmp_path / "n.ipynb", new_notebook(cells=cells), timeout=2)
+    run = execute_notebook(tmp_path / "n.ipynb", new_notebook(cells=cells), timeout=10)
     assert run.failed_at == "[2]"
     assert message in str(run.error)
     assert run.seconds < 60
