@@ -1,14 +1,13 @@
 """A chain of RLHF: run, read back, resumed, recorded; what its parts are made of."""
 
-import contextlib
-import copy
+import dataclasses
 import json
 import shutil
 from itertools import combinations
 
 import numpy as np
 import pytest
-from pretend_device import pretend_device
+import torch
 
 from qa_helpers.__main__ import main
 from qa_helpers.data.rows import DataError
@@ -220,25 +219,20 @@ def test_a_very_large_beta_holds_the_policy_where_a_small_one_lets_it_go(asked, 
     assert kl[0.01] > 10 * kl[1e6]
 
 
-def test_on_another_device_than_the_cpu_a_chain_gives_the_same(tokenizer, tiny_model, tmp_path, monkeypatch):
-    """The device is pretended: a tensor that stays on the CPU where the model does not is an error, as on a GPU."""
-    policies = (*POLICIES, PolicyPlan(name="grpo", method="grpo", penalty="sampled", steps=1, reward="shuffled"))
-    chain = change(CHAIN, learn=12, held_out=6, policies=policies)
-    monkeypatch.setattr("qa_helpers.rlhf.policy.autocast", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(chains, "ancestors", lambda *_: reference())
-    model = tiny_model()
-    model.set_attn_implementation("eager")  # torch chooses no other for one device than for another
-    monkeypatch.setattr(chains, "load_run", lambda *_: (copy.deepcopy(model), tokenizer))
-    here = run_chain(chain, tmp_path / "here")
-    with pretend_device() as device:
-        monkeypatch.setattr(chains, "load_run", lambda *_: (copy.deepcopy(model).to(device), tokenizer))
-        there = run_chain(chain, tmp_path / "there")
-    for name, reward in here.rewards.items():
-        assert there.rewards[name].pairs == reward.pairs
-        assert np.array(there.rewards[name].epochs) == pytest.approx(np.array(reward.epochs), abs=0.05)
-    for name, columns in here.everything.items():
-        for column in ("reward", "kl"):
-            assert there.columns(name).array(column) == pytest.approx(columns.array(column), abs=0.02), (name, column)
+def test_a_chains_reward_model_is_trained_where_the_reference_is(asked, monkeypatch):
+    """On a device without values (what a GPU would compute there is not seen): no tensor of it stays on the CPU."""
+    devices = []
+
+    def train(model, *_, **__):
+        devices.extend({weights.device.type for weights in model.parameters()})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chains, "train_reward_model", train)
+    _, found = asked
+    elsewhere = dataclasses.replace(found, device=torch.device("meta"))
+    with pytest.raises(KeyboardInterrupt):
+        chains._train_reward(REWARDS[0], elsewhere)
+    assert devices == ["meta"]
 
 
 def test_writing_and_reading_change_nothing(done, tmp_path):
