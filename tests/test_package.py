@@ -161,6 +161,11 @@ def test_an_old_import_says_where_it_still_holds(line):
         exec(line)
 
 
+@pytest.mark.parametrize("folder", ["data", "evaluation", "training"])
+def test_who_looks_for_a_name_in_a_folder_is_told_that_there_is_none(folder):
+    assert not hasattr(importlib.import_module(f"qa_helpers.{folder}"), "load_qa")
+
+
 def test_no_module_of_today_is_called_old():
     assert not OLD & set(MODULES)
 

@@ -2,7 +2,6 @@
 
 import sys
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from typing import Any
 
 LAST_COMMIT = "93802ce"  # the last one with the old names, and with records of one JSON file each
@@ -13,6 +12,11 @@ _FLAT = (
     "rlhf.language_reward rlhf.language_updates rlhf.reference rlhf.outcomes rlhf.plans rlhf.comparison rlhf.rankings",
 )
 OLD = frozenset(f"qa_helpers.{name}" for line in _FLAT for name in line.split())
+_FOLDERS = (
+    "qa_helpers.data",
+    "qa_helpers.evaluation",
+    "qa_helpers.training",
+)  # were modules: their names are asked for
 
 
 class MovedError(ImportError):
@@ -32,7 +36,8 @@ class _Old:
 
     @staticmethod
     def find_spec(name: str, *_: Any) -> ModuleSpec | None:
-        if name in OLD:
+        folder, last = name.rsplit(".", 1) if "." in name else ("", name)
+        if name in OLD or (folder in _WERE_MODULES and not last.startswith("_")):
             raise MovedError(name)
         return None
 
@@ -41,15 +46,3 @@ def explain_old_names() -> None:
     """Let the import of a module that was have its sentence."""
     if _Old not in sys.meta_path:
         sys.meta_path.append(_Old)
-
-
-def no_longer_here(package: str, name: str) -> Any:
-    """The `__getattr__` of a folder whose name was a module's.
-
-    Raises:
-        MovedError: for a name that the module may have had.
-        AttributeError: for any other.
-    """
-    if name.startswith("_") or find_spec(f"{package}.{name}"):  # a module of the folder, not loaded yet
-        raise AttributeError(f"module '{package}' has no attribute '{name}'")
-    raise MovedError(f"{package}.{name}")
