@@ -12,11 +12,7 @@ _FLAT = (
     "rlhf.language_reward rlhf.language_updates rlhf.reference rlhf.outcomes rlhf.plans rlhf.comparison rlhf.rankings",
 )
 OLD = frozenset(f"qa_helpers.{name}" for line in _FLAT for name in line.split())
-_FOLDERS = (
-    "qa_helpers.data",
-    "qa_helpers.evaluation",
-    "qa_helpers.training",
-)  # were modules: their names are asked for
+_WERE_MODULES = ("qa_helpers.data", "qa_helpers.evaluation", "qa_helpers.training")  # names they held are asked for
 
 
 class MovedError(ImportError):
