@@ -16,6 +16,12 @@ def normal(*shape, seed, scale=1.0, dtype=torch.float64):
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def early(batch):
+    """A reward that prefers answers that begin early in the passage."""
+    start = torch.arange(batch.log_ref.shape[1]) // MAX_ANSWER_TOKENS
+    return (-start / 20).expand_as(batch.log_ref)
+
+
 def random_policy(batch, actions, seed, forbidden=0, scale=1.0):
     """Log probabilities (batch, actions) in float64, the last `forbidden` actions of each row never taken."""
     scores = normal(batch, actions, seed=seed, scale=scale)

@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from rlhf_toys import made_up_chain_run, made_up_question, made_up_references
+from rlhf_toys import early, made_up_chain_run, made_up_question, made_up_references
 
 from qa_helpers.evaluation.comparisons import gains_over_blocks, paired_difference
 from qa_helpers.evaluation.metrics import evaluate
-from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS, answer
+from qa_helpers.evaluation.span_answers import answer
 from qa_helpers.experiment.forms import RecordError
 from qa_helpers.rlhf.measure import (
     MEASURED_AT_ONCE,
     Reference,
-    ask_reference,
     gain,
     gains_over_seeds,
     having,
@@ -20,21 +19,8 @@ from qa_helpers.rlhf.measure import (
     outcome,
     share_of_optimum,
 )
-from qa_helpers.rlhf.policy import closed_form, one_window
+from qa_helpers.rlhf.policy import closed_form
 from qa_helpers.rlhf.reward import RewardModel
-
-
-def early(batch):
-    """A reward that prefers answers that begin early in the passage."""
-    start = torch.arange(batch.log_ref.shape[1]) // MAX_ANSWER_TOKENS
-    return (-start / 20).expand_as(batch.log_ref)
-
-
-@pytest.fixture(scope="module")
-def references(tokenizer, course, tiny_model):
-    """What the small model says of 48 questions on 18 articles."""
-    questions, _ = one_window(course[::13], tokenizer)
-    return ask_reference(tiny_model(), tokenizer, questions)
 
 
 # ---- a policy --------------------------------------------------------------------------------------------------

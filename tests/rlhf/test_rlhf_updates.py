@@ -7,13 +7,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from rlhf_toys import normal, random_policy
+from rlhf_toys import early, normal, random_policy
 
-from qa_helpers.evaluation.span_answers import MAX_ANSWER_TOKENS
 from qa_helpers.rlhf import preferences, updates
 from qa_helpers.rlhf.losses import dpo_loss
-from qa_helpers.rlhf.measure import ask_reference, collate, outcome
-from qa_helpers.rlhf.policy import closed_form, exact_kl, expectation, objective, one_window, optimum, policy, to_span
+from qa_helpers.rlhf.measure import collate, outcome
+from qa_helpers.rlhf.policy import closed_form, exact_kl, expectation, objective, optimum, policy, to_span
 from qa_helpers.rlhf.preferences import answer_actions, flip, make_pairs, policy_candidates, split_by_article
 from qa_helpers.rlhf.reward import RewardModel, accuracy, margins, train_reward_model
 from qa_helpers.rlhf.updates import (
@@ -119,19 +118,6 @@ def test_dpo_on_all_pairs_ends_at_the_closed_form(toy):
 
 # ---- a small model ----------------------------------------------------------------------------------------------
 SETTINGS = UpdateSettings("ppo", steps=15, questions_per_step=8, learning_rate=5e-3, evaluate_every=100)
-
-
-def early(batch):
-    """A reward that prefers answers that begin early in the passage."""
-    start = torch.arange(batch.log_ref.shape[1]) // MAX_ANSWER_TOKENS
-    return (-start / 20).expand_as(batch.log_ref)
-
-
-@pytest.fixture(scope="module")
-def references(tokenizer, course, tiny_model):
-    """What the small model says of 48 questions on 18 articles."""
-    questions, _ = one_window(course[::13], tokenizer)
-    return ask_reference(tiny_model(), tokenizer, questions)
 
 
 @pytest.fixture(scope="module")
